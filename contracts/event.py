@@ -1,0 +1,31 @@
+"""What happened in the life of a peer or a task, for whoever watches. Published, not stored."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta
+
+from contracts.wire import Record
+
+
+class EventKind(StrEnum):
+    JOINED = "joined"
+    DRAINING = "draining"
+    LEFT = "left"
+    RETRIED = "retried"
+    TAKEN_OVER = "taken-over"
+    HANDED_BACK = "handed-back"
+    DEAD_LETTERED = "dead-lettered"
+    CANCELLED = "cancelled"
+    REVIVED = "revived"
+
+
+class Event(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """One lifecycle event. Routine starts and ends are not events: the result record tells them."""
+
+    kind: EventKind
+    at: Annotated[float, Meta(description="Unix time at the peer that says it.")]
+    peer: str
+    capability: str = ""
+    id: str = ""
+    detail: str = ""

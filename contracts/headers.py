@@ -1,0 +1,30 @@
+"""Header names: ours, the W3C's, and the few of NATS JetStream that Starling reads or writes."""
+
+from typing import Final
+
+# Ours. A task needs none of them: a bare JSON body on a task subject is a whole submission.
+TASK: Final = "Mesh-Task"
+"""The task's envelope, a `contracts.task.Task` as compact JSON."""
+PART: Final = "Mesh-Part"
+"""`<attempt>.<sequence>` of a streamed part."""
+DEAD: Final = "Mesh-Dead"
+"""Why a dead letter is dead, a `contracts.outcome.Failure` as compact JSON."""
+CONTENT_TYPE: Final = "Content-Type"
+"""`application/json` when absent."""
+
+# W3C Trace Context, https://www.w3.org/TR/trace-context/
+TRACEPARENT: Final = "traceparent"
+TRACESTATE: Final = "tracestate"
+
+# NATS JetStream (ADR-8, ADR-31, ADR-43).
+EXPECTED_SUBJECT_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+TTL: Final = "Nats-TTL"
+STATUS: Final = "Status"
+DESCRIPTION: Final = "Description"
+SEQUENCE: Final = "Nats-Sequence"
+STORED_AT: Final = "Nats-Time-Stamp"
+SUBJECT: Final = "Nats-Subject"
+PENDING_MESSAGES: Final = "Nats-Pending-Messages"
+NUM_PENDING: Final = "Nats-Num-Pending"
+LAST_SEQUENCE: Final = "Nats-Last-Sequence"

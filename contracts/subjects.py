@@ -1,0 +1,379 @@
+"""The subject grammar: the only module that joins or splits dots.
+
+A task's identity is (capability, id). It stands in the subject of every record about the task, so that
+NATS permissions can be written per capability and one wildcard covers every state a task can be in.
+
+    <prefix>.task.<capability>.<id>            a queued or running task
+    <prefix>.task@<lane>.<capability>.<id>     the same identity in another queue
+    <prefix>.park|wake|result.<capability>.<id>
+    <prefix>.step.<capability>.<id>.<name>     a recorded step of a task
+    <prefix>.dead.letter.<capability>.<id>
+    <prefix>.done.<capability>.<id>            the server's echo of a stored result
+    <prefix>.part.<capability>.<id>            streamed parts, not stored
+    <prefix>.event.<kind>.<capability>.<id>    lifecycle, not stored
+    <prefix>.beat.<peer>                       presence and load, not stored
+    <prefix>.ctl.<target>.<verb>               questions and orders to live peers, not stored
+    <prefix>.control.<key>                     the server's echo of a control record
+
+A dot in an id means "child of". Tokens that the mesh makes below an id begin with `~`; tokens that users
+choose may not. So a step name and a child of the same task can never share a subject.
+"""
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from contracts.errors import ContractError
+
+ID_BYTES_MAX: Final = 512
+CAPABILITY_LENGTH_MAX: Final = 63
+STEP_BYTES_MAX: Final = 128
+PREFIX_LENGTH_MAX: Final = 63
+LANES: Final = ("urgent", "bulk", "canary", "shadow")
+SESSION: Final = "-"
+"""Stands in a lineage for a client session, which is a root without being a task."""
+
+_CAPABILITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+# Anything NATS lets stand in a token, less what it gives a meaning: white space and control characters
+# (they end a protocol field), `.`, `*` and `>`.
+_TOKEN = re.compile(r"[^\x00-\x20\x7f-\xa0.*>\u2028\u2029\ud800-\udfff]+")
+
+
+class Kind(StrEnum):
+    """What a subject holds."""
+
+    TASK = "task"
+    PARK = "park"
+    WAKE = "wake"
+    RESULT = "result"
+    STEP = "step"
+    DEAD_LETTER = "dead.letter"
+    DONE = "done"
+    PART = "part"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which task: what it asks for, and its idempotency key."""
+
+    capability: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.capability}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A subject taken apart. `lane` is empty for the default queue, `name` is a step's."""
+
+    kind: Kind
+    capability: str
+    id: str
+    lane: str = ""
+    name: str = ""
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.capability, self.id)
+
+
+def check_capability(name: str) -> str:
+    """`name` itself, if it may name a capability.
+
+    Raises:
+        ContractError: it is empty, too long, or has a character outside letters, digits, `-`, `_`.
+    """
+    if not isinstance(name, str) or not _CAPABILITY.fullmatch(name):
+        raise ContractError(
+            f"capability {_shown(name)} must be letters, digits, '-' and '_', and begin with a letter or digit"
+        )
+    if len(name) > CAPABILITY_LENGTH_MAX:
+        raise ContractError(f"capability of {len(name)} characters exceeds {CAPABILITY_LENGTH_MAX}")
+    return name
+
+
+def check_key(key: str) -> str:
+    """`key` itself, if a user may choose it as a task's id: one token, at most 512 bytes.
+
+    Raises:
+        ContractError: it is empty, too long, has white space or one of `. * >`, or begins with `~`.
+    """
+    _check_token("key", key, ID_BYTES_MAX)
+    return key
+
+
+def check_step_name(name: str) -> str:
+    """`name` itself, if a user may give it to a step: one token, at most 128 bytes."""
+    _check_token("step name", name, STEP_BYTES_MAX)
+    return name
+
+
+def is_legal_id(task_id: str) -> bool:
+    """Whether the id is one token a user may choose, followed by `~` tokens the mesh made."""
+    root, *children = task_id.split(".")
+    return (
+        len(task_id.encode("utf-8", "surrogatepass")) <= ID_BYTES_MAX
+        and bool(_TOKEN.fullmatch(root))
+        and not root.startswith("~")
+        and all(len(child) > 1 and child.startswith("~") and _TOKEN.fullmatch(child) for child in children)
+    )
+
+
+def stand_in(task_id: str) -> str:
+    """The legal id under which a task with an illegal one is recorded; the same for the same id."""
+    return "x-" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def child_id(parent_id: str, token: str) -> str:
+    """The id of a child that the mesh names below `parent_id`.
+
+    Raises:
+        ContractError: the token is illegal, or the id would exceed 512 bytes.
+    """
+    _check_token("child name", token, ID_BYTES_MAX)
+    child = f"{parent_id}.~{token}"
+    if (length := len(child.encode())) > ID_BYTES_MAX:
+        raise ContractError(f"child id of {length} bytes exceeds {ID_BYTES_MAX}: nested too deep")
+    return child
+
+
+def root_of(task_id: str) -> str:
+    """The first token: the id of the workflow, or of the client session, that a task belongs to."""
+    return task_id.partition(".")[0]
+
+
+def parent_of(task_id: str) -> str:
+    """The id one level up, empty for a root."""
+    return task_id.rpartition(".")[0]
+
+
+def ancestry(identity: Identity, lineage: tuple[str, ...]) -> tuple[Identity, ...]:
+    """The task and its ancestors, root first. `lineage` names the ancestors' capabilities, root first."""
+    tokens = identity.id.split(".")
+    if len(lineage) != len(tokens) - 1:
+        return (identity,)
+    ids = [".".join(tokens[: depth + 1]) for depth in range(len(lineage))]
+    return (*map(Identity, lineage, ids), identity)
+
+
+class Subjects:
+    """Builds and parses the subjects of one mesh.
+
+    Raises:
+        ContractError: the prefix is not made of plain tokens.
+    """
+
+    def __init__(self, prefix: str = "mesh") -> None:
+        if not _PREFIX.fullmatch(prefix) or len(prefix) > PREFIX_LENGTH_MAX:
+            raise ContractError(
+                f"prefix {_shown(prefix)} must be letters, digits, '-', '_' and single dots,"
+                f" at most {PREFIX_LENGTH_MAX} characters"
+            )
+        self.prefix = prefix
+        self._head = prefix + "."
+        self.stream = prefix.upper().replace(".", "_")
+        self.control_bucket = f"{self.stream}_CONTROL"
+        self.control_stream = f"KV_{self.control_bucket}"
+
+    # One task's subjects.
+
+    def task(self, task: Identity, lane: str = "") -> str:
+        word = f"task@{lane}" if lane else "task"
+        return f"{self._head}{word}.{task.capability}.{task.id}"
+
+    def park(self, task: Identity) -> str:
+        return f"{self._head}park.{task.capability}.{task.id}"
+
+    def wake(self, task: Identity) -> str:
+        return f"{self._head}wake.{task.capability}.{task.id}"
+
+    def result(self, task: Identity) -> str:
+        return f"{self._head}result.{task.capability}.{task.id}"
+
+    def step(self, task: Identity, name: str) -> str:
+        return f"{self._head}step.{task.capability}.{task.id}.{name}"
+
+    def dead_letter(self, task: Identity) -> str:
+        return f"{self._head}dead.letter.{task.capability}.{task.id}"
+
+    def done(self, task: Identity) -> str:
+        return f"{self._head}done.{task.capability}.{task.id}"
+
+    def part(self, task: Identity) -> str:
+        return f"{self._head}part.{task.capability}.{task.id}"
+
+    def any_state(self, task: Identity) -> str:
+        """The wildcard over every state the task can be in, in every lane: the submit guard."""
+        return f"{self._head}*.{task.capability}.{task.id}"
+
+    def unsettled(self, task: Identity) -> tuple[str, ...]:
+        """Where a task without a result may stand, likeliest first."""
+        return (self.task(task), self.park(task), *(self.task(task, lane) for lane in LANES))
+
+    # Wildcards and the planes that are not stored.
+
+    def tasks_of(self, capability: str = "*", lane: str = "") -> str:
+        """Every task of a capability in one lane; of all capabilities by default."""
+        word = f"task@{lane}" if lane else "task"
+        return f"{self._head}{word}.{capability}.>"
+
+    def capability_of(self, task_subject: str) -> str:
+        """The capability of a task subject, however illegal the rest."""
+        return task_subject[len(self._head) :].split(".", 2)[1]
+
+    def wakes_of(self, capability: str) -> str:
+        return f"{self._head}wake.{capability}.>"
+
+    def results_of(self, capability: str = "*") -> str:
+        return f"{self._head}result.{capability}.>"
+
+    def dead_letters_of(self, capability: str = "*") -> str:
+        return f"{self._head}dead.letter.{capability}.>"
+
+    def done_below(self, root: str) -> str:
+        return f"{self._head}done.*.{root}.*"
+
+    def event(self, kind: str, task: Identity) -> str:
+        return f"{self._head}event.{kind}.{task.capability}.{task.id}"
+
+    @property
+    def events(self) -> str:
+        return f"{self._head}event.>"
+
+    def beat(self, peer: str) -> str:
+        return f"{self._head}beat.{peer}"
+
+    @property
+    def beats(self) -> str:
+        return f"{self._head}beat.*"
+
+    def ctl(self, target: str, verb: str) -> str:
+        """A question or order: `target` is a peer's id, a capability, or `all`."""
+        return f"{self._head}ctl.{target}.{verb}"
+
+    # What the streams store.
+
+    @property
+    def stored(self) -> list[str]:
+        words = ["task", *(f"task@{lane}" for lane in LANES), "park", "wake", "result", "step", "dead.letter"]
+        return [f"{self._head}{word}.>" for word in words]
+
+    @property
+    def result_echo(self) -> tuple[str, str]:
+        """Source and destination of the republish rule that echoes stored results."""
+        return f"{self._head}result.>", f"{self._head}done.>"
+
+    # Control records: keys of a key-value bucket, echoed as `<prefix>.control.<key>`.
+
+    @property
+    def control_stored(self) -> str:
+        return f"$KV.{self.control_bucket}.>"
+
+    @property
+    def control_echo(self) -> tuple[str, str]:
+        return self.control_stored, f"{self._head}control.>"
+
+    @property
+    def control_echoes(self) -> str:
+        return f"{self._head}control.>"
+
+    def control_record(self, key: str) -> str:
+        return f"$KV.{self.control_bucket}.{key}"
+
+    def control_key(self, subject: str) -> str:
+        """The key that a control record's subject, or its echo's, stands for."""
+        for head in (f"{self._head}control.", f"$KV.{self.control_bucket}."):
+            if subject.startswith(head):
+                return subject[len(head) :]
+        raise ContractError(f"subject {_shown(subject)} is not a control record")
+
+    def parse(self, subject: str) -> Address:
+        """Take apart the subject of a task, a record, an echo or a part.
+
+        The id is taken as it stands; see `is_legal_id`.
+
+        Raises:
+            ContractError: the subject is none of these, or its capability is illegal.
+        """
+        if not subject.startswith(self._head):
+            raise ContractError(f"subject {_shown(subject)} is not below {self.prefix!r}")
+        word, _, rest = subject[len(self._head) :].partition(".")
+        if word == "dead":
+            letter, _, rest = rest.partition(".")
+            word = f"dead.{letter}"
+        word, _, lane = word.partition("@")
+        if word not in _KINDS or (lane and (word != "task" or lane not in LANES)):
+            raise ContractError(f"subject {_shown(subject)} is of no known kind")
+        capability, _, task_id = rest.partition(".")
+        check_capability(capability)
+        name = ""
+        if word == "step":
+            task_id, _, name = task_id.rpartition(".")
+        if not task_id or (word == "step" and not name):
+            raise ContractError(f"subject {_shown(subject)} ends before its id")
+        return Address(Kind(word), capability, task_id, lane, name)
+
+
+def key_cancel(task: Identity) -> str:
+    """The control key that cancels a task and everything below it."""
+    return f"cancel.{task.capability}.{_packed(task.id)}"
+
+
+def key_pause(capability: str) -> str:
+    """The control key that stops peers from taking work of a capability."""
+    return f"pause.{capability}"
+
+
+def parse_cancel(key: str) -> Identity | None:
+    """The task that a control key cancels, if it is such a key."""
+    parts = key.split(".")
+    if len(parts) != 3 or parts[0] != "cancel":
+        return None
+    try:
+        return Identity(parts[1], _unpacked(parts[2]))
+    except ValueError:
+        return None
+
+
+def parse_pause(key: str) -> str | None:
+    """The capability that a control key pauses, if it is such a key."""
+    word, _, capability = key.partition(".")
+    return capability if word == "pause" and _CAPABILITY.fullmatch(capability) else None
+
+
+def consumer_name(capability: str, lane: str = "") -> str:
+    """The durable consumer that all peers of a capability share, one a lane."""
+    return f"{capability}@{lane}" if lane else capability
+
+
+_KINDS = {str(kind) for kind in Kind}
+
+
+def _check_token(what: str, token: str, bytes_max: int) -> None:
+    if not isinstance(token, str) or not token:
+        raise ContractError(f"{what} {_shown(token)} must be a non-empty string")
+    if not _TOKEN.fullmatch(token):
+        raise ContractError(f"{what} {_shown(token)} has white space, a control character, or one of '.', '*', '>'")
+    if token.startswith("~"):
+        raise ContractError(f"{what} {_shown(token)} begins with '~', which marks what the mesh names itself")
+    if (length := len(token.encode())) > bytes_max:
+        raise ContractError(f"{what} of {length} bytes exceeds {bytes_max}")
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _packed(task_id: str) -> str:
+    # Keys of a NATS bucket know fewer characters than subjects do.
+    return base64.urlsafe_b64encode(task_id.encode()).decode().rstrip("=")
+
+
+def _unpacked(token: str) -> str:
+    return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()

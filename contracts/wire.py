@@ -1,0 +1,97 @@
+"""How records become bytes and back, across format versions.
+
+Every record carries `v`, its format version. Within a version fields are only added, each with a default:
+an older reader ignores what it does not know, a newer one fills in what is absent. A change that an older
+reader would misread raises the version, and the older reader refuses the record instead of guessing.
+
+A record that is stored again is copied as bytes, or changed through `amend`, so that a field this process
+does not know survives the passage through it.
+"""
+
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+
+from contracts.errors import ContractError, NewerFormat
+
+FORMAT: Final = 1
+"""The newest record format this code reads and the one it writes."""
+
+JSON: Final = "application/json"
+MSGPACK: Final = "application/msgpack"
+ContentType = Literal["application/json", "application/msgpack"]
+
+T = TypeVar("T")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The base of what is stored or travels in a header."""
+
+    # A factory, so that `omit_defaults` never leaves the version out.
+    v: int = msgspec.field(default_factory=lambda: FORMAT)
+
+    def __post_init__(self) -> None:
+        if self.v > FORMAT:
+            raise NewerFormat(f"format {self.v} is newer than {FORMAT}, the newest this process reads")
+
+
+_json_encoder = msgspec.json.Encoder(order="deterministic")
+_msgpack_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_json_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_msgpack_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def content_type(header: str | None) -> ContentType:
+    """The content type that a header names; JSON where there is none.
+
+    Raises:
+        ContractError: it is neither JSON nor MessagePack.
+    """
+    if header is None:
+        return "application/json"
+    media = header.partition(";")[0].strip().lower()
+    if media in ("application/json", ""):
+        return "application/json"
+    if media in ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack"):
+        return "application/msgpack"
+    raise ContractError(f"content type {header[:80]!r} is neither {JSON} nor {MSGPACK}")
+
+
+def encode(value: Any, as_type: ContentType = "application/json") -> bytes:
+    """The value as bytes; mappings sorted by key, so that equal values give equal bytes."""
+    return _msgpack_encoder.encode(value) if as_type == MSGPACK else _json_encoder.encode(value)
+
+
+def decode(shape: type[T], data: bytes, as_type: ContentType = "application/json") -> T:
+    """The bytes as a `shape`.
+
+    Raises:
+        ContractError: they are malformed, or something in them is not as the shape says; `path` names it.
+    """
+    decoder: msgspec.json.Decoder[Any] | msgspec.msgpack.Decoder[Any]
+    if as_type == MSGPACK:
+        decoder = _msgpack_decoders.get(shape) or _msgpack_decoders.setdefault(shape, msgspec.msgpack.Decoder(shape))
+    else:
+        decoder = _json_decoders.get(shape) or _json_decoders.setdefault(shape, msgspec.json.Decoder(shape))
+    try:
+        decoded: T = decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise contract_error(error) from error
+    return decoded
+
+
+def contract_error(error: Exception) -> ContractError:
+    """What a decoder said, with the field's path apart: `$.lines[3]`."""
+    _, _, path = str(error).partition(" - at `")
+    kind = NewerFormat if isinstance(error.__cause__, NewerFormat) else ContractError
+    return kind(str(error), path=path.rstrip("`"))
+
+
+def amend(data: bytes, changes: dict[str, Any], as_type: ContentType = "application/json") -> bytes:
+    """A stored record with some top-level fields replaced and every other one kept, known or not.
+
+    Raises:
+        ContractError: the data is not an object.
+    """
+    fields = decode(dict[str, msgspec.Raw], data, as_type)
+    return encode({**fields, **changes}, as_type)

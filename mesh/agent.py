@@ -1,0 +1,97 @@
+"""The author's side: an agent is a named set of handlers."""
+
+from collections.abc import Callable, Coroutine
+from functools import cached_property
+from typing import Any, Concatenate, Protocol, TypeVar, overload
+
+from faststream import FastStream
+from tenacity.wait import wait_base
+
+from mesh.capability import AgentInfo, Capability, Limits
+from mesh.errors import SetupError
+from mesh.peer import Hosted, Peer
+from mesh.resilience.retry import DEFAULT_WAIT
+from mesh.settings import Settings
+
+I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
+O = TypeVar("O")  # noqa: E741
+
+
+class Handles(Protocol):
+    """A decorator that keeps the handler's types."""
+
+    @overload
+    def __call__(
+        self, handler: Callable[[], Coroutine[Any, Any, O]]
+    ) -> Capability[None, O, Coroutine[Any, Any, O]]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[Concatenate[I, ...], Coroutine[Any, Any, O]]
+    ) -> Capability[I, O, Coroutine[Any, Any, O]]: ...
+    @overload
+    def __call__(self, handler: Callable[[], O]) -> Capability[None, O, O]: ...
+    @overload
+    def __call__(self, handler: Callable[Concatenate[I, ...], O]) -> Capability[I, O, O]: ...
+
+
+class Agent:
+    """A named set of handlers, owned by a team.
+
+    Raises:
+        SetupError: the name is empty.
+    """
+
+    def __init__(
+        self, name: str, *, version: str = "0", owner: str = "", role: str = "", description: str = ""
+    ) -> None:
+        if not name:
+            raise SetupError("an agent needs a name")
+        self.info = AgentInfo(name, version, owner, role, description)
+        self.capabilities: dict[str, Capability[Any, Any, Any]] = {}
+
+    def handles(
+        self,
+        capability: str,
+        *,
+        concurrency: int = 8,
+        timeout_s: float = 60.0,
+        attempts: int = 3,
+        result_ttl_s: float | None = None,
+        wait: wait_base = DEFAULT_WAIT,
+    ) -> Handles:
+        """Declare a handler: one payload, and a `Context` if it wants one; types come from its annotations.
+
+        `concurrency` tasks run at once on each peer. An attempt that takes longer than `timeout_s` seconds has
+        failed. A task is attempted at most `attempts` times, crashes counted and clean hand-backs not, with
+        tenacity's `wait` in between. Results are kept, and their keys remembered, for `result_ttl_s` seconds.
+
+        Raises:
+            SetupError: the name, a limit or the handler's signature cannot work.
+        """
+
+        def declare(handler: Callable[..., Any]) -> Any:
+            limits = Limits(concurrency, timeout_s, attempts, result_ttl_s, wait)
+            if capability in self.capabilities:
+                raise SetupError(f"{capability!r} is handled twice by agent {self.info.name!r}")
+            declared = Capability[Any, Any, Any](capability, handler, self.info, limits)
+            self.capabilities[capability] = declared
+            return declared
+
+        return declare
+
+    @property
+    def hosted(self) -> Hosted:
+        """This agent as a peer hosts it."""
+        return self.info, tuple(self.capabilities.values())
+
+    @cached_property
+    def app(self) -> FastStream:
+        """A FastStream application that hosts this agent alone: `faststream run module:agent.app`.
+
+        Raises:
+            SetupError: MESH_NATS_URL is not set, or the agent handles nothing.
+        """
+        return Peer(self.hosted, settings=Settings()).app
+
+    def __repr__(self) -> str:
+        return f"Agent({self.info.name!r}, {sorted(self.capabilities)})"

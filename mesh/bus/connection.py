@@ -1,0 +1,322 @@
+"""One NATS connection with an inbox of its own for every answer.
+
+nats-py's `publish_async` never resolves when the server answers with an error, and `request` costs a
+`wait_for` a call; here one wildcard subscription and a dictionary of futures serve both (NATS_FACTS 13).
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import msgspec
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from contracts import headers
+from mesh.bus.options import client_options
+from mesh.bus.replies import ApiError, PubAck, translate
+from mesh.errors import BusUnavailable, PublishRejected, PublishUnconfirmed, SetupError
+from mesh.fibers import serving
+from mesh.settings import Settings
+
+log = logging.getLogger("mesh.bus")
+
+REPLY_WITHIN_S = 5.0
+"""How long an answer is waited for before the request counts as unconfirmed."""
+
+Headers = dict[str, str]
+_pub_ack = msgspec.json.Decoder(PubAck)
+
+
+class Bus:
+    """A connection that reconnects for ever, and the answers that come over it.
+
+    Made closed; `options` goes to `nats.connect` or to a `NatsBroker`, then `open` takes the client.
+    Whoever made the client closes it.
+    """
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self.settings = settings
+        self.subjects = settings.subjects
+        self.name = name
+        self.nc: Client = None  # type: ignore[assignment]  # set by `open`; nothing else may be called before
+        self.reconnects = 0
+        self._connected = asyncio.Event()
+        self._waiting: dict[str, tuple[asyncio.Future[Msg], float]] = {}
+        self._tokens = map(_base36, itertools.count())
+        self._on_reconnect: list[Callable[[], None]] = []
+        self._last_error = ""
+        self._is_leaving = False
+
+    # Life.
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for the connection, credentials and callbacks included.
+
+        Raises:
+            SetupError: a credentials or certificate file is missing.
+        """
+        return {
+            **client_options(plain_options(self.settings)),
+            "name": self.name,
+            "error_cb": self._on_error,
+            "disconnected_cb": self._on_disconnected,
+            "reconnected_cb": self._on_reconnected,
+        }
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, settings: Settings, name: str) -> AsyncIterator["Bus"]:
+        """A bus on a connection of its own, closed on leaving.
+
+        Raises:
+            BusUnavailable: no server answered within `connect_within_s`.
+        """
+        bus = cls(settings, name)
+        servers, options = server_addresses(settings), bus.options()
+        try:
+            async with asyncio.timeout(settings.connect_within_s):
+                nc = await nats.connect(servers, **options)
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            reason = str(error) or bus._last_error or "no answer"
+            raise BusUnavailable(
+                f"no NATS server at {', '.join(map(_without_secret, servers))}"
+                f" within {settings.connect_within_s:g} s: {reason}"
+            ) from error
+        try:
+            async with bus.open(nc):
+                yield bus
+        finally:
+            with suppress(nats.errors.Error, OSError):
+                await nc.close()
+
+    @asynccontextmanager
+    async def open(self, nc: Client) -> AsyncIterator[None]:
+        """Serve answers over a connected client until left."""
+        self.nc = nc
+        self._connected.set()
+        self._inbox = nc.new_inbox()
+        self._cut = len(self._inbox) + 1
+        await nc.subscribe(f"{self._inbox}.*", cb=self._answered)
+        try:
+            async with serving(self._expire()):
+                yield
+        finally:
+            self._is_leaving = True
+            self._fail_waiting("the connection was closed")
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connected.is_set()
+
+    async def until_connected(self) -> None:
+        await self._connected.wait()
+
+    def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` after each reconnection; returns what takes it off again."""
+        self._on_reconnect.append(callback)
+        return lambda: self._on_reconnect.remove(callback)
+
+    # Sending.
+
+    async def publish(self, subject: str, data: bytes = b"", reply: str = "", headers: Headers | None = None) -> None:
+        """Hand a message to the connection; nothing says whether it arrives.
+
+        Raises:
+            BusUnavailable: the connection is gone and its buffer is full, or it was closed.
+            PublishRejected: the message is larger than the server takes.
+        """
+        try:
+            await self.nc.publish(subject, data, reply=reply, headers=headers)
+        except nats.errors.MaxPayloadError:
+            raise PublishRejected(
+                f"message of {len(data)} bytes exceeds the server's {self.nc.max_payload} bytes"
+            ) from None
+        except (nats.errors.Error, OSError) as error:
+            raise BusUnavailable(f"cannot publish to {subject}: {error or type(error).__name__}") from error
+
+    async def post(self, subject: str, data: bytes, headers: Headers | None = None) -> Awaitable[Msg]:
+        """Publish a request; what is returned waits for its answer.
+
+        Waiting raises `PublishUnconfirmed` when none came in `REPLY_WITHIN_S`, or the connection broke first.
+        """
+        token = next(self._tokens)
+        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = (answer, time.monotonic() + REPLY_WITHIN_S)
+        try:
+            await self.publish(subject, data, f"{self._inbox}.{token}", headers)
+        except BaseException:
+            del self._waiting[token]
+            raise
+        return answer
+
+    async def request(self, subject: str, data: bytes = b"", headers: Headers | None = None) -> Msg:
+        """The answer to a request.
+
+        Raises:
+            BusUnavailable: nobody serves the subject.
+            PublishUnconfirmed: no answer came.
+        """
+        answer = await (await self.post(subject, data, headers))
+        if not answer.data and answer.headers and answer.headers.get(_STATUS) == "503":
+            raise BusUnavailable(f"nobody answers on {subject}")
+        return answer
+
+    async def api(self, endpoint: str, body: Any = None) -> dict[str, Any]:
+        """The answer of a JetStream API endpoint, named without its `$JS.API.`.
+
+        Raises:
+            ApiError: the server answered with an error.
+            BusUnavailable, PublishUnconfirmed: as `request`.
+        """
+        data = b"" if body is None else msgspec.json.encode(body)
+        reply: dict[str, Any] = msgspec.json.decode((await self.request(f"$JS.API.{endpoint}", data)).data)
+        if error := reply.get("error"):
+            raise ApiError(error.get("description", ""), code=error.get("err_code", 0), status=error.get("code", 0))
+        return reply
+
+    async def store(self, subject: str, data: bytes, headers: Headers | None = None) -> int:
+        """Publish into a stream; the sequence at which it is stored.
+
+        Raises:
+            BusUnavailable: nothing was stored.
+            SequenceConflict, StreamFull, PublishRejected: the stream refused it.
+            PublishUnconfirmed: it may be stored.
+        """
+        answer = await (await self.post(subject, data, headers))
+        if not answer.data:
+            raise BusUnavailable(f"no stream takes {subject} now")
+        ack = _pub_ack.decode(answer.data)
+        if ack.error is not None:
+            raise translate(ack.error)
+        return ack.seq
+
+    async def gather(self, subject: str, data: bytes, *, within_s: float, enough: int = 0) -> list[bytes]:
+        """Answers of all who serve a subject, for `within_s` seconds or until `enough` of them came."""
+        inbox = self.nc.new_inbox()
+        answers: list[bytes] = []
+        done = asyncio.Event()
+
+        async def collect(message: Msg) -> None:
+            if message.headers and message.headers.get(_STATUS) == "503":
+                done.set()
+                return
+            if message.data:
+                answers.append(message.data)
+            if enough and len(answers) >= enough:
+                done.set()
+
+        subscription = await self.nc.subscribe(inbox, cb=collect)
+        try:
+            await self.publish(subject, data, inbox)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await done.wait()
+        finally:
+            with suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+        return answers
+
+    # What the connection tells.
+
+    async def _answered(self, message: Msg) -> None:
+        waiting = self._waiting.pop(message.subject[self._cut :], None)
+        if waiting is not None and not waiting[0].done():
+            waiting[0].set_result(message)
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(0.25)
+            now = time.monotonic()
+            # Requests wait equally long, so the oldest stand first.
+            while self._waiting:
+                token, (answer, expires_at) = next(iter(self._waiting.items()))
+                if expires_at > now and not answer.done():
+                    break
+                del self._waiting[token]
+                if not answer.done():
+                    answer.set_exception(PublishUnconfirmed(f"no answer within {REPLY_WITHIN_S:g} s"))
+
+    def _fail_waiting(self, reason: str) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for answer, _ in waiting.values():
+            if not answer.done():
+                answer.set_exception(PublishUnconfirmed(reason))
+
+    async def _on_disconnected(self) -> None:
+        if self._connected.is_set():
+            self._connected.clear()
+            if not self._is_leaving:
+                log.warning("%s: connection lost; reconnecting", self.name)
+        self._fail_waiting("the connection broke before the answer came")
+
+    async def _on_reconnected(self) -> None:
+        self.reconnects += 1
+        self._connected.set()
+        log.info("%s: reconnected", self.name)
+        for callback in list(self._on_reconnect):
+            callback()
+
+    async def _on_error(self, error: Exception) -> None:
+        self._last_error = str(error) or type(error).__name__
+        log.debug("%s: %s", self.name, self._last_error)
+
+
+_STATUS = headers.STATUS
+
+_FILES = ("nats_creds", "nats_nkey_seed", "nats_tls_ca", "nats_tls_cert", "nats_tls_key")
+
+
+def server_addresses(settings: Settings) -> list[str]:
+    """Addresses to connect to.
+
+    Raises:
+        SetupError: the settings name none.
+    """
+    addresses = [address.strip() for address in (settings.nats_url or "").split(",") if address.strip()]
+    if not addresses:
+        raise SetupError("no NATS server: set MESH_NATS_URL, or start one here with `mesh up`")
+    return addresses
+
+
+def plain_options(settings: Settings) -> dict[str, str]:
+    """Credentials and certificates as plain values.
+
+    Raises:
+        SetupError: a file that is named does not exist.
+    """
+    plain: dict[str, str] = {}
+    for field in _FILES:
+        path = getattr(settings, field)
+        if path is None:
+            continue
+        if not path.is_file():
+            raise SetupError(f"MESH_{field.upper()} names {path}, which is not a file")
+        plain[field] = str(path)
+    if settings.nats_user is not None:
+        plain["nats_user"] = settings.nats_user
+    if settings.nats_password is not None:
+        plain["nats_password"] = settings.nats_password.get_secret_value()
+    if settings.nats_token is not None:
+        plain["nats_token"] = settings.nats_token.get_secret_value()
+    return plain
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while True:
+        number, digit = divmod(number, 36)
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
+        if not number:
+            return digits
+
+
+def _without_secret(url: str) -> str:
+    scheme, separator, rest = url.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

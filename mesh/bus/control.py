@@ -1,0 +1,59 @@
+"""Control records: what every peer must know, in a small key-value bucket.
+
+The server echoes each change on a core subject, which outlives reconnections and leader changes; a snapshot
+fills in what was missed. A key-value watch would do both, but nats-py's ordered consumer stays silent for
+tens of seconds after a broker restart (docs/adr/0002).
+"""
+
+import time
+
+from contracts import headers as names
+from contracts import subjects as grammar
+from contracts import wire
+from contracts.control import Cancel, Pause
+from contracts.subjects import Identity
+from contracts.wire import Record
+from mesh.bus.commit import ttl
+from mesh.bus.connection import Bus
+from mesh.bus.records import Stored, read_range
+from mesh.errors import Overloaded, StreamFull
+
+_KV_OPERATION = "KV-Operation"
+
+
+async def cancel(bus: Bus, task: Identity, *, by: str = "", reason: str = "", ttl_s: float) -> None:
+    """Record that a task and everything below it is cancelled. Safe to repeat."""
+    await _put(bus, grammar.key_cancel(task), Cancel(at=time.time(), by=by, reason=reason), ttl_s=ttl_s)
+
+
+async def pause(bus: Bus, capability: str, *, by: str = "", reason: str = "") -> None:
+    """Record that peers stop taking work of a capability, until `resume`. Safe to repeat."""
+    await _put(bus, grammar.key_pause(capability), Pause(at=time.time(), by=by, reason=reason))
+
+
+async def resume(bus: Bus, capability: str) -> None:
+    """Take a pause back. Safe to repeat."""
+    await bus.store(bus.subjects.control_record(grammar.key_pause(capability)), b"", {_KV_OPERATION: "DEL"})
+
+
+def is_deleted(found: dict[str, str]) -> bool:
+    """Whether a control message takes its key away."""
+    return found.get(_KV_OPERATION) in ("DEL", "PURGE")
+
+
+async def snapshot(bus: Bus) -> list[Stored]:
+    """Every control record as it stands."""
+    stream = bus.subjects.control_stream
+    return [
+        stored
+        async for stored in read_range(bus, stream, bus.subjects.control_stored)
+        if not is_deleted(stored.headers)
+    ]
+
+
+async def _put(bus: Bus, key: str, record: Record, *, ttl_s: float | None = None) -> None:
+    headers = {names.TTL: ttl(ttl_s)} if ttl_s is not None else None
+    try:
+        await bus.store(bus.subjects.control_record(key), wire.encode(record), headers)
+    except StreamFull as full:
+        raise Overloaded(f"no room for another control record: {full}", retry_after_s=1.0) from None

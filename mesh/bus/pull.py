@@ -1,0 +1,202 @@
+"""Pull requests on a prioritized consumer: each offers free slots at a bid, the server matches.
+
+Rules.
+- A pull's deliveries arrive with the stream's subject, not the inbox's, so an inbox cannot say which pull was
+  served; all pulls share one inbox and only the number of slots still offered is kept. A 408 names how many of
+  its pull were left.
+- The inbox is replaced, which cancels every pull on it, whenever the account may be wrong: a 409 (leadership
+  change, consumer deleted, too many waiting), no responders, a reconnection, or silence past two heartbeats.
+- A delivery in flight to a replaced inbox is not lost: it comes again after `ack_wait`.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from contracts import headers as names
+from contracts.subjects import consumer_name
+from mesh.bus.connection import Bus, Headers
+from mesh.bus.topology import NANOS, PRIORITY_GROUP
+from mesh.errors import BusUnavailable
+from mesh.fibers import serving
+
+log = logging.getLogger("mesh.bus")
+
+EXPIRES_S = 30.0
+IDLE_HEARTBEAT_S = 5.0
+SILENT_AFTER_S = 2 * IDLE_HEARTBEAT_S + 1
+RENEW_AFTER_S = 0.25
+
+_NO_HEADERS: Headers = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One hand-over of a message. `delivered` counts hand-overs, `pending` what waits behind it."""
+
+    subject: str
+    payload: bytes
+    headers: Headers
+    reply: str
+    sequence: int
+    delivered: int
+    stored_at: float
+    pending: int
+
+
+class Pull:
+    """The pulls of one peer on one capability's consumer.
+
+    `on_delivery` takes each message at once, without awaiting. `on_room` is called when offered slots came
+    back unused, or nothing is known of them any more, and slots should be offered again. `on_lost` is called
+    when the consumer was lost: deleted, moved to another leader, or not answering.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        capability: str,
+        *,
+        lane: str = "",
+        on_delivery: Callable[[Delivery], None],
+        on_room: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._bus = bus
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{bus.subjects.stream}.{consumer_name(capability, lane)}"
+        self._on_delivery = on_delivery
+        self._on_room = on_room
+        self._on_lost = on_lost
+        self._subscription: Subscription | None = None
+        self._inbox = ""
+        self._heard_at = 0.0
+        self._renew = asyncio.Event()
+        self.offered = 0
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Keep an inbox in good order until left."""
+        await self._replace_inbox()
+        off = self._bus.on_reconnect(self._renew.set)
+        try:
+            async with serving(self._watch()):
+                yield
+        finally:
+            off()
+            await self.withdraw()
+
+    async def offer(self, slots: int, priority: int) -> None:
+        """Offer free slots to the server, all at one bid (0 is best, 9 worst)."""
+        if self._subscription is None:
+            return
+        if not self.offered:
+            self._heard_at = time.monotonic()
+        self.offered += slots
+        body = _PULL % (slots, priority)
+        try:
+            await self._bus.publish(self._next, body, self._inbox)
+        except BusUnavailable:
+            self._renew.set()
+
+    async def withdraw(self) -> None:
+        """Take every offer back. Messages already handed over are still delivered, or come again."""
+        subscription, self._subscription = self._subscription, None
+        self.offered = 0
+        if subscription is not None:
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await subscription.unsubscribe()
+
+    async def resume(self) -> None:
+        """Be ready for offers again after `withdraw`."""
+        if self._subscription is None:
+            await self._replace_inbox()
+
+    async def _replace_inbox(self) -> None:
+        await self.withdraw()
+        self._inbox = self._bus.nc.new_inbox()
+        inbox = self._inbox
+
+        async def arrived(message: Msg) -> None:
+            self._heard_at = time.monotonic()
+            if message.headers is not None and names.STATUS in message.headers:
+                if inbox == self._inbox:
+                    self._on_status(message.headers)
+                return
+            if inbox == self._inbox:
+                self.offered = max(0, self.offered - 1)
+            self._on_delivery(delivery(message))
+
+        # A peer never has more in flight than it offered, so the client's own limits are no use here.
+        self._subscription = await self._bus.nc.subscribe(
+            inbox, cb=arrived, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+        self._heard_at = time.monotonic()
+
+    def _on_status(self, found: Headers) -> None:
+        status = found[names.STATUS]
+        if status == "100":
+            return
+        if status == "408":
+            self.offered = max(0, self.offered - int(found.get(names.PENDING_MESSAGES, self.offered)))
+            self._on_room()
+            return
+        log.info("%s: %s %s", self._next, status, found.get(names.DESCRIPTION, "").strip())
+        self._on_lost()
+        self._renew.set()
+
+    async def _watch(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._renew.wait()
+            is_silent = self.offered > 0 and time.monotonic() - self._heard_at > SILENT_AFTER_S
+            if not self._renew.is_set() and not is_silent:
+                continue
+            if is_silent:
+                log.info("%s: silent for %g s, pulling anew", self._next, SILENT_AFTER_S)
+            await self._bus.until_connected()
+            if self._subscription is None:
+                self._renew.clear()
+                continue
+            await asyncio.sleep(RENEW_AFTER_S)
+            self._renew.clear()
+            try:
+                await self._replace_inbox()
+            except (nats.errors.Error, OSError):
+                self._renew.set()
+                continue
+            self._on_room()
+
+
+def delivery(message: Msg) -> Delivery:
+    """A delivered message with what its ack subject tells.
+
+    `$JS.ACK.<stream>.<consumer>.` and five figures; across domains two tokens more in front (ADR-15).
+    """
+    tokens = message.reply.split(".")
+    first = 4 if len(tokens) < 11 else 6
+    return Delivery(
+        subject=message.subject,
+        payload=message.data,
+        headers=message.headers or _NO_HEADERS,
+        reply=message.reply,
+        sequence=int(tokens[first + 1]),
+        delivered=int(tokens[first]),
+        stored_at=int(tokens[first + 3]) / NANOS,
+        pending=int(tokens[first + 4]),
+    )
+
+
+_PULL = b'{"batch":%%d,"expires":%d,"idle_heartbeat":%d,"group":"%s","priority":%%d}' % (
+    int(EXPIRES_S * NANOS),
+    int(IDLE_HEARTBEAT_S * NANOS),
+    PRIORITY_GROUP.encode(),
+)

@@ -1,0 +1,191 @@
+"""Guarded submission: one round trip that stores a task, or says that its identity is taken.
+
+The guard is a wildcard over every state the task can be in, in every lane, expected at sequence 0. So while
+a task is queued, running, parked or its result is kept, submitting it again starts nothing.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from contracts import headers as names
+from contracts import wire
+from contracts.outcome import Outcome
+from contracts.subjects import Identity
+from contracts.task import Task
+from contracts.wire import ContentType
+from mesh.bus.connection import Bus, Headers
+from mesh.bus.records import Stored, read_past
+from mesh.bus.replies import ApiError
+from mesh.digest import digest
+from mesh.errors import (
+    BusUnavailable,
+    ContractError,
+    IdempotencyConflict,
+    Overloaded,
+    PublishRejected,
+    PublishUnconfirmed,
+    SequenceConflict,
+    StreamFull,
+)
+from mesh.resilience.headroom import OVERLOAD_RETRY_S, Fill, admits, is_stale
+
+FIRST_RETRY_S = 0.05
+RETRY_S_MAX = 1.0
+CONFLICT_READ_WITHIN_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A submission that is stored. `existing` is the record met where the identity was taken already."""
+
+    task: Identity
+    sequence: int
+    existing: Stored | None = None
+
+    @property
+    def is_new(self) -> bool:
+        return self.existing is None
+
+
+def guard(bus: Bus, task: Identity) -> Headers:
+    """Headers that let a publish pass only while the task exists in no state."""
+    return {
+        names.EXPECTED_SUBJECT_SEQUENCE: "0",
+        names.EXPECTED_SUBJECT: bus.subjects.any_state(task),
+    }
+
+
+def task_headers(task: Task, as_type: ContentType, traceparent: str = "") -> Headers:
+    """Headers that carry a task's envelope."""
+    found = {names.TASK: wire.encode(task).decode()}
+    if as_type != wire.JSON:
+        found[names.CONTENT_TYPE] = as_type
+    if traceparent:
+        found[names.TRACEPARENT] = traceparent
+    return found
+
+
+class Submitter:
+    """Submits tasks over one bus, and stops in time before the stream is full."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._fill: Fill | None = None
+        self._sequence = 0
+        self._asking = asyncio.Lock()
+
+    async def submit(
+        self,
+        identity: Identity,
+        payload: bytes,
+        task: Task,
+        *,
+        as_type: ContentType = "application/json",
+        traceparent: str = "",
+        lane: str = "",
+        give_up_at: float,
+    ) -> Receipt:
+        """Store the task in its stream.
+
+        Safe to repeat: while the task or its result is kept, it is stored once. While no server answers it
+        is repeated until `give_up_at` (Unix time). Cancelled midway, it may or may not be stored.
+
+        Raises:
+            Overloaded: the stream is too full for new tasks; nothing was stored.
+            IdempotencyConflict: the identity stands for another payload.
+            PublishRejected: the server refused it; nothing was stored.
+            BusUnavailable: no server answered in time; it was not stored.
+            PublishUnconfirmed: the last try got no answer; it may be stored.
+        """
+        headers = {**task_headers(task, as_type, traceparent), **guard(self._bus, identity)}
+        subject = self._bus.subjects.task(identity, lane)
+        wait_s = FIRST_RETRY_S
+        maybe_stored = False
+        while True:
+            try:
+                await self._admit()
+                self._sequence = sequence = await self._bus.store(subject, payload, headers)
+                return Receipt(identity, sequence)
+            except SequenceConflict as conflict:
+                existing = await self._existing(identity, conflict.sequence)
+                if existing is not None:
+                    self._check_same(identity, existing, payload)
+                    return Receipt(identity, existing.sequence, existing)
+                # What the guard met is gone, and no result stands in its place: the identity is free again.
+            except StreamFull as full:
+                raise Overloaded(f"the stream takes nothing more: {full}", retry_after_s=OVERLOAD_RETRY_S) from None
+            except PublishUnconfirmed:
+                maybe_stored = True
+            except BusUnavailable:
+                pass
+            remaining_s = give_up_at - time.time()
+            if remaining_s <= wait_s:
+                if maybe_stored:
+                    raise PublishUnconfirmed(
+                        f"no answer to the submission of {identity} in time: it may be stored; repeat it as it is"
+                    )
+                raise BusUnavailable(f"no server took the submission of {identity} in time; it was not stored")
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, RETRY_S_MAX)
+
+    async def _admit(self) -> None:
+        full_at = self._bus.settings.full_at
+        if is_stale(self._fill, sequence=self._sequence, now=time.monotonic(), full_at=full_at):
+            async with self._asking:
+                if is_stale(self._fill, sequence=self._sequence, now=time.monotonic(), full_at=full_at):
+                    self._fill = await self._ask()
+        assert self._fill is not None
+        if not admits(self._fill, sequence=self._sequence, full_at=full_at):
+            share = self._fill.share(self._sequence)
+            raise Overloaded(
+                f"the stream is {share:.0%} full, new tasks stop at {full_at:.0%}"
+                f" ({self._fill.messages} messages, {self._fill.bytes} bytes)",
+                retry_after_s=OVERLOAD_RETRY_S,
+            )
+
+    async def _ask(self) -> Fill:
+        stream = self._bus.subjects.stream
+        try:
+            info = await self._bus.api(f"STREAM.INFO.{stream}")
+        except ApiError as error:
+            if error.status == 404:
+                raise PublishRejected(
+                    f"stream {stream} does not exist: start a peer, which makes it, or set MESH_PREFIX"
+                ) from error
+            raise BusUnavailable(str(error)) from error
+        state, config = info["state"], info["config"]
+        return Fill(
+            messages=state["messages"],
+            bytes=state["bytes"],
+            last_sequence=state["last_seq"],
+            messages_max=config["max_msgs"],
+            bytes_max=config["max_bytes"],
+            asked_at=time.monotonic(),
+        )
+
+    async def _existing(self, identity: Identity, sequence: int) -> Stored | None:
+        subjects = self._bus.subjects
+        return await read_past(
+            self._bus,
+            (subjects.result(identity), *subjects.unsettled(identity)),
+            sequence,
+            within_s=CONFLICT_READ_WITHIN_S,
+        )
+
+    def _check_same(self, identity: Identity, existing: Stored, payload: bytes) -> None:
+        known = recorded_digest(self._bus, existing)
+        if known and known != digest(payload):
+            raise IdempotencyConflict(
+                f"{identity} was submitted before with another payload (digest {known}, now {digest(payload)})"
+            )
+
+
+def recorded_digest(bus: Bus, stored: Stored) -> str:
+    """The payload digest that a task, park or result record tells; empty for a result that does not say."""
+    if stored.subject.startswith(bus.subjects.results_of("").rstrip(".>")):
+        try:
+            return wire.decode(Outcome, stored.data, wire.content_type(stored.headers.get(names.CONTENT_TYPE))).digest
+        except ContractError:
+            return ""
+    return digest(stored.data)

@@ -1,0 +1,266 @@
+"""Streams and consumers as data, and making the server have them.
+
+`ensure` creates what is missing and compares what exists; it never changes it. A difference in what the
+promises rest on is refused, a difference in a tunable (limits, replicas, waits) is reported and kept: an
+operator may have set it. `migrate` makes the server follow, where JetStream allows it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from contracts.subjects import LANES, consumer_name
+from mesh.bus.connection import Bus
+from mesh.bus.replies import CONSUMER_EXISTS, CONSUMER_NOT_FOUND, STREAM_NAME_IN_USE, STREAM_NOT_FOUND, ApiError
+from mesh.errors import SetupError, TopologyDrift
+from mesh.settings import Settings
+
+PRIORITY_GROUP = "slots"
+NANOS = 1_000_000_000
+SERVER_VERSION_MIN = (2, 14)
+
+# Operators may tune these; everything else in a spec carries a promise.
+_TUNABLE = frozenset({"max_bytes", "max_msgs", "num_replicas", "ack_wait", "max_ack_pending", "max_waiting"})
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A stream or a durable consumer as this version wants it."""
+
+    kind: Literal["stream", "consumer"]
+    stream: str
+    name: str
+    config: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.name if self.kind == "stream" else f"{self.stream} > {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field of a spec that the server has otherwise."""
+
+    spec: Spec
+    field: str
+    wanted: Any
+    actual: Any
+
+    @property
+    def is_essential(self) -> bool:
+        return self.field not in _TUNABLE
+
+    def __str__(self) -> str:
+        return f"{self.spec}: {self.field} is {self.actual!r}, wanted {self.wanted!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ensured:
+    """What `ensure` found: names it made or changed, and tunables that differ."""
+
+    created: tuple[str, ...] = ()
+    migrated: tuple[str, ...] = ()
+    tolerated: tuple[Difference, ...] = ()
+
+
+def streams(settings: Settings) -> tuple[Spec, Spec]:
+    """The two streams of a mesh."""
+    subjects = settings.subjects
+    source, destination = subjects.result_echo
+    control_source, control_destination = subjects.control_echo
+    mesh = Spec(
+        "stream",
+        subjects.stream,
+        subjects.stream,
+        {
+            "subjects": subjects.stored,
+            "retention": "workqueue",
+            "storage": "file",
+            "max_msgs_per_subject": 1,
+            "discard": "new",
+            "discard_new_per_subject": True,
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+            "republish": {"src": source, "dest": destination},
+            "max_bytes": settings.stream_bytes_max,
+            "max_msgs": settings.stream_msgs_max,
+            "num_replicas": settings.replicas,
+        },
+    )
+    control = Spec(
+        "stream",
+        subjects.control_stream,
+        subjects.control_stream,
+        {
+            "subjects": [subjects.control_stored],
+            "retention": "limits",
+            "storage": "file",
+            "max_msgs_per_subject": 1,
+            "discard": "new",
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+            "republish": {"src": control_source, "dest": control_destination},
+            "max_bytes": 64 * 2**20,
+            "num_replicas": settings.replicas,
+        },
+    )
+    return mesh, control
+
+
+def consumer(settings: Settings, capability: str, lane: str = "") -> Spec:
+    """The durable consumer that all peers of a capability pull from."""
+    subjects = settings.subjects
+    filters = [subjects.tasks_of(capability, lane)]
+    if not lane:
+        filters.append(subjects.wakes_of(capability))
+    name = consumer_name(capability, lane)
+    return Spec(
+        "consumer",
+        subjects.stream,
+        name,
+        {
+            "durable_name": name,
+            "ack_policy": "explicit",
+            "ack_wait": int(settings.ack_wait_s * NANOS),
+            # Never the retry limit: a message past it stays as an orphan.
+            "max_deliver": -1,
+            "max_ack_pending": 100_000,
+            "max_waiting": 8_192,
+            "filter_subjects": filters,
+            "priority_groups": [PRIORITY_GROUP],
+            "priority_policy": "prioritized",
+        },
+    )
+
+
+def differences(spec: Spec, actual: Mapping[str, Any]) -> list[Difference]:
+    """Fields of a spec that the server has otherwise, essential ones first."""
+    found = [
+        Difference(spec, field, wanted, actual.get(field))
+        for field, wanted in spec.config.items()
+        if not _same(wanted, actual.get(field))
+    ]
+    return sorted(found, key=lambda difference: not difference.is_essential)
+
+
+async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> Ensured:
+    """Create what is missing, compare what exists. Safe to repeat and to race.
+
+    With `migrate` what differs is changed on the server.
+
+    Raises:
+        TopologyDrift: something essential differs (and, with `migrate`, cannot be changed).
+        SetupError: the server cannot hold what is asked for.
+    """
+    created: list[str] = []
+    migrated: list[str] = []
+    tolerated: list[Difference] = []
+    for spec in specs:
+        actual = await inspect(bus, spec)
+        if actual is None:
+            if await _create(bus, spec):
+                created.append(str(spec))
+            actual = await inspect(bus, spec)
+            if actual is None:
+                raise TopologyDrift(f"{spec.kind} {spec} vanished while it was being made")
+        found = differences(spec, actual["config"])
+        if found and migrate:
+            await _update(bus, spec, actual["config"])
+            migrated.append(str(spec))
+        elif any(difference.is_essential for difference in found):
+            told = "; ".join(str(difference) for difference in found if difference.is_essential)
+            raise TopologyDrift(
+                f"{told}. Nothing was changed: `mesh doctor` shows the whole difference,"
+                f" `mesh doctor --migrate` changes the server, MESH_PREFIX names another mesh"
+            )
+        else:
+            tolerated += found
+    return Ensured(tuple(created), tuple(migrated), tuple(tolerated))
+
+
+async def inspect(bus: Bus, spec: Spec) -> dict[str, Any] | None:
+    """The server's account of a stream or consumer, or None where it has none."""
+    try:
+        return await bus.api(_endpoint("INFO", spec))
+    except ApiError as error:
+        if error.code in (STREAM_NOT_FOUND, CONSUMER_NOT_FOUND):
+            return None
+        raise
+
+
+async def served(bus: Bus) -> set[str]:
+    """Names of the durable consumers on the mesh's stream."""
+    names: set[str] = set()
+    while True:
+        page = await bus.api(f"CONSUMER.NAMES.{bus.subjects.stream}", {"offset": len(names)})
+        names.update(page.get("consumers") or ())
+        if len(names) >= page["total"] or not page.get("consumers"):
+            return names
+
+
+async def queued(bus: Bus, filter_subject: str) -> dict[str, int]:
+    """Subjects of the mesh's stream that a filter matches, at most 100,000, each with its messages."""
+    info = await bus.api(f"STREAM.INFO.{bus.subjects.stream}", {"subjects_filter": filter_subject})
+    return info["state"].get("subjects") or {}
+
+
+async def unserved(bus: Bus, *, capabilities_max: int) -> dict[str, int]:
+    """Tasks queued where no consumer serves, by capability and lane; past the limit the rest is `(others)`."""
+    consumers = await served(bus)
+    waiting: dict[str, int] = {}
+    for lane in ("", *LANES):
+        for subject in await queued(bus, bus.subjects.tasks_of(lane=lane)):
+            name = consumer_name(bus.subjects.capability_of(subject), lane)
+            if name in consumers:
+                continue
+            if name not in waiting and len(waiting) >= capabilities_max:
+                name = "(others)"
+            waiting[name] = waiting.get(name, 0) + 1
+    return waiting
+
+
+async def reset_consumer(bus: Bus, spec: Spec, sequence: int) -> None:
+    """Have a consumer hand out everything from a stream sequence on again."""
+    await bus.api(_endpoint("RESET", spec), {"seq": sequence})
+
+
+async def _create(bus: Bus, spec: Spec) -> bool:
+    config = dict(spec.config)
+    if spec.kind == "stream":
+        body: dict[str, Any] = {"name": spec.name, **config}
+    else:
+        # "create" never upserts: a plain create over a prioritized consumer silently wipes its policy.
+        body = {"stream_name": spec.stream, "config": config, "action": "create"}
+    try:
+        await bus.api(_endpoint("CREATE", spec), body)
+    except ApiError as error:
+        if error.code in (STREAM_NAME_IN_USE, CONSUMER_EXISTS):
+            return False
+        if error.code == STREAM_NOT_FOUND:
+            raise TopologyDrift(f"stream {spec.stream} does not exist") from error
+        raise SetupError(f"the server refuses to make {spec.kind} {spec}: {error}") from error
+    return True
+
+
+async def _update(bus: Bus, spec: Spec, actual: Mapping[str, Any]) -> None:
+    config = {**actual, **spec.config}
+    body = config if spec.kind == "stream" else {"stream_name": spec.stream, "config": config, "action": "update"}
+    endpoint = _endpoint("UPDATE" if spec.kind == "stream" else "CREATE", spec)
+    try:
+        await bus.api(endpoint, body)
+    except ApiError as error:
+        raise TopologyDrift(f"the server refuses to change {spec.kind} {spec}: {error}") from error
+
+
+def _endpoint(verb: str, spec: Spec) -> str:
+    if spec.kind == "stream":
+        return f"STREAM.{verb}.{spec.name}"
+    return f"CONSUMER.{verb}.{spec.stream}.{spec.name}"
+
+
+def _same(wanted: Any, actual: Any) -> bool:
+    if isinstance(wanted, list):
+        return sorted(wanted) == sorted(actual or ())
+    if isinstance(wanted, Mapping):
+        return isinstance(actual, Mapping) and all(actual.get(key) == value for key, value in wanted.items())
+    # The server leaves out what is false or zero.
+    return bool(wanted == actual) or (not wanted and not actual)

@@ -1,0 +1,180 @@
+"""What an agent can be asked for: a handler with its types, limits and rules, and a typed name for callers."""
+
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from fast_depends import inject
+from fast_depends.dependencies import Dependant
+from tenacity.wait import wait_base
+from typing_extensions import TypeVar
+
+from contracts.card import AgentCard, CapabilityCard
+from contracts.errors import ContractError
+from contracts.subjects import check_capability
+from mesh.context import BlockingContext, Context
+from mesh.errors import SetupError
+from mesh.payload import Shape
+
+I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
+O = TypeVar("O")  # noqa: E741
+Called = TypeVar("Called", default=Any)
+
+CONCURRENCY_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """Who offers a capability."""
+
+    name: str
+    version: str = ""
+    owner: str = ""
+    role: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds one capability on one peer. Times in seconds."""
+
+    concurrency: int
+    timeout_s: float
+    attempts: int
+    result_ttl_s: float | None
+    wait: wait_base
+
+    def __post_init__(self) -> None:
+        for name, value, least, most in (
+            ("concurrency", self.concurrency, 1, CONCURRENCY_MAX),
+            ("timeout_s", self.timeout_s, 0.001, 30 * 86_400),
+            ("attempts", self.attempts, 1, 1_000),
+            ("result_ttl_s", self.result_ttl_s if self.result_ttl_s is not None else 1, 1, 10 * 365 * 86_400),
+        ):
+            if not least <= value <= most:
+                raise SetupError(f"{name} is {value:g}, outside {least:g} to {most:g}")
+
+
+class Capability(Generic[I, O, Called]):
+    """A handler and its typed name: callable as the plain function, and a reference for callers."""
+
+    def __init__(self, name: str, handler: Callable[..., Any], agent: AgentInfo, limits: Limits) -> None:
+        try:
+            self.name = check_capability(name)
+        except ContractError as error:
+            raise SetupError(str(error)) from error
+        self.handler = handler
+        self.agent = agent
+        self.limits = limits
+        self.description = (inspect.getdoc(handler) or "").partition("\n\n")[0].replace("\n", " ")
+        self.is_async = inspect.iscoroutinefunction(handler)
+        signature = _Signature.of(name, handler, is_async=self.is_async)
+        self.takes_payload = signature.payload is not None
+        self.input: Shape[I] = signature.shape("payload", signature.payload_type)
+        self.output: Shape[O] = signature.shape("return type", signature.returns)
+        self.call: Callable[[Any, Context | BlockingContext], Any] = signature.caller(handler)
+        self.__doc__ = handler.__doc__
+        self.__name__ = getattr(handler, "__name__", name)
+        self.__wrapped__ = handler
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Called:
+        """Call the handler itself, as in a unit test: no mesh, no task, no retry."""
+        called: Called = self.handler(*args, **kwargs)
+        return called
+
+    def card(self) -> CapabilityCard:
+        return CapabilityCard(
+            name=self.name,
+            description=self.description,
+            input_schema=self.input.schema(),
+            output_schema=self.output.schema(),
+            concurrency=self.limits.concurrency,
+            timeout_s=self.limits.timeout_s,
+            attempts=self.limits.attempts,
+            result_ttl_s=self.limits.result_ttl_s or 0.0,
+        )
+
+    def __repr__(self) -> str:
+        return f"Capability({self.name!r}, {self.input!r} -> {self.output!r})"
+
+
+def agent_card(agent: AgentInfo, capabilities: typing.Iterable[Capability[Any, Any, Any]]) -> AgentCard:
+    """The card of an agent with its capabilities."""
+    return AgentCard(
+        name=agent.name,
+        version=agent.version,
+        owner=agent.owner,
+        role=agent.role,
+        description=agent.description,
+        capabilities=tuple(capability.card() for capability in capabilities),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """A handler's parameters, sorted into payload, context and dependencies."""
+
+    where: str
+    payload: str | None
+    payload_type: Any
+    context: str | None
+    returns: Any
+    has_dependencies: bool
+
+    @classmethod
+    def of(cls, name: str, handler: Callable[..., Any], *, is_async: bool) -> "_Signature":
+        where = f"handler {getattr(handler, '__qualname__', handler)!s} of {name!r}"
+        if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
+            raise SetupError(f"{where} is a generator: return one value, and stream parts with `ctx.emit`")
+        try:
+            hints = typing.get_type_hints(handler, include_extras=True)
+        except NameError as error:
+            raise SetupError(f"{where}: its annotations do not resolve at module level: {error}") from error
+        payload = context = None
+        payload_type: Any = type(None)
+        has_dependencies = False
+        for parameter in inspect.signature(handler).parameters.values():
+            annotation = hints.get(parameter.name, inspect.Parameter.empty)
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise SetupError(f"{where} takes *args or **kwargs: a task has one payload")
+            if annotation in (Context, BlockingContext):
+                wanted = Context if is_async else BlockingContext
+                if annotation is not wanted:
+                    kind = "an async" if is_async else "a plain"
+                    raise SetupError(f"{where} is {kind} function: annotate {parameter.name!r} as {wanted.__name__}")
+                context = parameter.name
+            elif isinstance(parameter.default, Dependant) or any(
+                isinstance(extra, Dependant) for extra in getattr(annotation, "__metadata__", ())
+            ):
+                has_dependencies = True
+            elif annotation is inspect.Parameter.empty:
+                raise SetupError(f"{where}: annotate parameter {parameter.name!r}, types come from annotations")
+            elif payload is None:
+                payload, payload_type = parameter.name, annotation
+            elif parameter.default is inspect.Parameter.empty:
+                raise SetupError(
+                    f"{where} takes both {payload!r} and {parameter.name!r}: a task has one payload;"
+                    f" put several fields into a msgspec.Struct"
+                )
+        if "return" not in hints:
+            raise SetupError(f"{where}: annotate what it returns, types come from annotations")
+        return cls(where, payload, payload_type, context, hints["return"], has_dependencies)
+
+    def shape(self, what: str, annotation: Any) -> Shape[Any]:
+        try:
+            return Shape(annotation)
+        except ContractError as error:
+            raise SetupError(f"{self.where}: its {what}: {error}") from error
+
+    def caller(self, handler: Callable[..., Any]) -> Callable[[Any, Context | BlockingContext], Any]:
+        payload, context = self.payload, self.context
+        target = inject(handler, cast=False) if self.has_dependencies else handler
+        if payload and context:
+            return lambda value, ctx: target(**{payload: value, context: ctx})
+        if payload:
+            return lambda value, _: target(**{payload: value})
+        if context:
+            return lambda _, ctx: target(**{context: ctx})
+        return lambda _, __: target()

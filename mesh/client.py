@@ -1,0 +1,444 @@
+"""The submitter's side: ask for work, wait for results, watch parts, look and cancel."""
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, overload
+
+import msgspec
+
+from contracts import headers as names
+from contracts import wire
+from contracts.outcome import Outcome, Status
+from contracts.subjects import SESSION, Identity, check_capability, check_key, child_id
+from contracts.task import Budget, Sender, Task
+from contracts.wire import ContentType
+from mesh import payload as payloads
+from mesh.bus import control
+from mesh.bus.commit import read_outcome, read_result
+from mesh.bus.connection import Bus
+from mesh.bus.echoes import Echoes
+from mesh.bus.records import Stored
+from mesh.bus.submit import Submitter
+from mesh.capability import Capability
+from mesh.digest import digest
+from mesh.errors import (
+    ContractError,
+    DeadlineExceeded,
+    MeshError,
+    TaskCancelled,
+    TaskExpired,
+    TaskFailed,
+    TaskUnfinished,
+)
+from mesh.fibers import serving
+from mesh.local.discovery import with_local_server
+from mesh.payload import ANYTHING, Shape
+from mesh.settings import Settings
+from mesh.streaming import Missed, Part, Restarted, follow
+from mesh.whereabouts import Whereabouts, find
+
+I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
+O = TypeVar("O")  # noqa: E741
+R = TypeVar("R")
+
+SUBMIT_WITHIN_S = 30.0
+"""How long a submission without a deadline is repeated while no server answers."""
+
+
+class Handle(Generic[O]):
+    """One submitted task. It may be waited for any number of times, by any number of fibers."""
+
+    def __init__(self, mesh: "Mesh", task: Identity, returns: Shape[O], *, is_new: bool) -> None:
+        self.task = task
+        self.is_new = is_new
+        """False where the key was submitted before, and this submission started nothing."""
+        self._mesh = mesh
+        self._returns = returns
+
+    @property
+    def id(self) -> str:
+        return self.task.id
+
+    async def result(self, *, within_s: float | None = None) -> O:
+        """The value the task came to.
+
+        Raises:
+            TaskFailed, TaskCancelled, TaskExpired: it came to none; each carries the outcome.
+            DeadlineExceeded: it is not done within `within_s` seconds; it goes on.
+            ContractError: the recorded value is not of the type asked for.
+        """
+        stored = await self._mesh._wait(self.task, within_s)
+        return self._value(read_outcome(stored), stored_type(stored))
+
+    async def outcome(self, *, within_s: float | None = None) -> Outcome:
+        """The whole result record, whatever the task came to."""
+        return read_outcome(await self._mesh._wait(self.task, within_s))
+
+    def stream(self) -> AsyncIterator[Part | Restarted | Missed]:
+        """Parts as the handler emits them, ending when the result is recorded.
+
+        `Restarted` says that another attempt starts over, `Missed` that parts went by unseen; the recorded
+        result stays authoritative.
+        """
+        return follow(self._mesh.bus, self.task, self._mesh._fibers.create_task(self._mesh._wait(self.task, None)))
+
+    async def status(self) -> Whereabouts:
+        """Where the task is: queued, running, waiting for a retry, done, or orphaned."""
+        return await find(self._mesh.bus, self.task)
+
+    async def cancel(self, *, reason: str = "") -> None:
+        """Cancel the task and everything below it. Safe to repeat; a finished task stays as it is."""
+        await self._mesh.cancel(self.task, reason=reason)
+
+    def _value(self, outcome: Outcome, as_type: ContentType) -> O:
+        if outcome.status is Status.DONE:
+            value = b"null" if outcome.value is msgspec.UNSET else bytes(outcome.value)
+            return self._returns.decode(value, as_type)
+        raise unfinished(self.task, outcome)
+
+    def __repr__(self) -> str:
+        return f"Handle({self.task})"
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped(Generic[O]):
+    """One item of a `map`: its position, and its value or what went wrong with it."""
+
+    index: int
+    task: Identity | None
+    value: O | None = None
+    error: MeshError | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.error is None
+
+    def unwrap(self) -> O:
+        """The value.
+
+        Raises:
+            MeshError: what went wrong instead.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.value  # type: ignore[return-value]  # None is a value where O allows it
+
+
+class Mesh:
+    """A client of the mesh, made by `Mesh.connect()`."""
+
+    def __init__(self, bus: Bus, *, sender: Sender) -> None:
+        self.bus = bus
+        self.session = f"s-{secrets.token_hex(8)}"
+        self._sender = sender
+        self._echoes = Echoes(bus, self.session)
+        self._submitter = Submitter(bus)
+        self._tokens = itertools.count()
+        self._fibers: asyncio.TaskGroup
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls, url: str | None = None, *, settings: Settings | None = None, name: str = "client"
+    ) -> AsyncIterator["Mesh"]:
+        """A client until left. `url` goes before MESH_NATS_URL; without either, the mesh that `mesh up` runs here.
+
+        Raises:
+            SetupError: no server is named and none runs here.
+            BusUnavailable: no server answered within `connect_within_s`.
+        """
+        settings = with_local_server(settings or Settings(), url)
+        async with Bus.connect(settings, name) as bus:
+            mesh = cls(bus, sender=Sender(agent=name, role="client"))
+            async with mesh._echoes.open(), serving() as mesh._fibers:
+                yield mesh
+
+    # Asking.
+
+    @overload
+    async def submit(
+        self,
+        capability: Capability[I, O, Any],
+        payload: I = ...,
+        *,
+        key: str | None = None,
+        deadline_s: float | None = None,
+        conversation: str = "",
+        budget: Budget | None = None,
+        reason: str = "",
+        content_type: ContentType = ...,
+    ) -> Handle[O]: ...
+    @overload
+    async def submit(
+        self,
+        capability: str,
+        payload: Any = ...,
+        *,
+        returns: type[R],
+        key: str | None = None,
+        deadline_s: float | None = None,
+        conversation: str = "",
+        budget: Budget | None = None,
+        reason: str = "",
+        content_type: ContentType = ...,
+    ) -> Handle[R]: ...
+    @overload
+    async def submit(
+        self,
+        capability: str,
+        payload: Any = ...,
+        *,
+        key: str | None = None,
+        deadline_s: float | None = None,
+        conversation: str = "",
+        budget: Budget | None = None,
+        reason: str = "",
+        content_type: ContentType = ...,
+    ) -> Handle[Any]: ...
+    async def submit(
+        self,
+        capability: Capability[Any, Any, Any] | str,
+        payload: Any = None,
+        *,
+        returns: Any = Any,
+        key: str | None = None,
+        deadline_s: float | None = None,
+        conversation: str = "",
+        budget: Budget | None = None,
+        reason: str = "",
+        content_type: ContentType = "application/json",
+    ) -> Handle[Any]:
+        """Store a task in its queue; what comes back waits for its result.
+
+        `key` is the idempotency key: while the task or its result is kept, submitting it again runs nothing
+        and gives a handle on the same task. Without one the task gets an id of its own. Past `deadline_s`
+        seconds the task is answered `expired`; it also bounds how long the submission itself is repeated while
+        no server answers. Cancelled midway, the task may or may not be stored.
+
+        Raises:
+            ContractError: the key or the capability's name is illegal, or the payload is too large, cannot
+                travel or is not of the capability's type; nothing was sent.
+            IdempotencyConflict: the key stands for another payload.
+            Overloaded: the mesh takes no new tasks now; nothing was stored.
+            BusUnavailable, PublishUnconfirmed: no server answered in time; it was not stored, or may be.
+        """
+        return await self._submit(
+            capability,
+            payload,
+            returns=returns,
+            key=key,
+            deadline_s=deadline_s,
+            conversation=conversation,
+            budget=budget,
+            reason=reason,
+            content_type=content_type,
+        )
+
+    def handle(
+        self, capability: Capability[Any, O, Any] | str, key: str, *, returns: type[O] | None = None
+    ) -> Handle[O]:
+        """A handle on a task that was submitted before, here or elsewhere, under a key. Asks nobody."""
+        if isinstance(capability, Capability):
+            return Handle(self, Identity(capability.name, key), capability.output, is_new=False)
+        shape: Shape[Any] = _shape(returns if returns is not None else Any)
+        return Handle(self, Identity(check_capability(capability), key), shape, is_new=False)
+
+    async def map(
+        self,
+        capability: Capability[I, O, Any] | str,
+        payloads: Iterable[I] | AsyncIterable[I],
+        *,
+        in_flight: int = 256,
+        ordered: bool = False,
+        returns: type[O] | None = None,
+        keys: Iterable[str] | None = None,
+        deadline_s: float | None = None,
+        content_type: ContentType = "application/json",
+    ) -> AsyncIterator[Mapped[O]]:
+        """Submit every payload and yield what each came to, failures as values.
+
+        At most `in_flight` tasks are out at once, and payloads are drawn no faster, so memory is bounded
+        however many there are. `ordered` yields in the payloads' order, else as they finish. Leaving the
+        iteration early leaves what was submitted to run.
+
+        Raises:
+            ValueError: `in_flight` is below 1, or there are fewer keys than payloads.
+        """
+        if in_flight < 1:
+            raise ValueError(f"in_flight is {in_flight}; it must be at least 1")
+        source = _numbered(payloads, keys)
+        done: asyncio.Queue[asyncio.Task[Mapped[O]]] = asyncio.Queue()
+        out: dict[asyncio.Task[Mapped[O]], None] = {}
+        is_drawn = False
+
+        async def one(index: int, payload: I, key: str | None) -> Mapped[O]:
+            task: Identity | None = None
+            try:
+                handle: Handle[Any] = await self._submit(
+                    capability,
+                    payload,
+                    returns=Any if returns is None else returns,
+                    key=key,
+                    deadline_s=deadline_s,
+                    content_type=content_type,
+                )
+                task = handle.task
+                return Mapped(index, task, value=await handle.result())
+            except MeshError as error:
+                return Mapped(index, task, error=error)
+
+        try:
+            while True:
+                while not is_drawn and len(out) < in_flight:
+                    try:
+                        index, payload, key = await anext(source)
+                    except StopAsyncIteration:
+                        is_drawn = True
+                        break
+                    fiber = self._fibers.create_task(one(index, payload, key))
+                    out[fiber] = None
+                    if not ordered:
+                        fiber.add_done_callback(done.put_nowait)
+                if not out:
+                    return
+                finished = next(iter(out)) if ordered else await done.get()
+                del out[finished]
+                yield await finished
+        finally:
+            for fiber in out:
+                fiber.cancel()
+
+    async def _submit(
+        self,
+        capability: Capability[Any, Any, Any] | str,
+        payload: Any,
+        *,
+        returns: Any,
+        key: str | None,
+        deadline_s: float | None,
+        content_type: ContentType,
+        conversation: str = "",
+        budget: Budget | None = None,
+        reason: str = "",
+    ) -> Handle[Any]:
+        if isinstance(capability, Capability):
+            name, shape = capability.name, capability.output
+            if capability.takes_payload or payload is not None:
+                capability.input.check(payload)
+        else:
+            name, shape = check_capability(capability), _shape(returns)
+        encoded = payloads.encode(payload, content_type)
+        if len(encoded) > self.bus.settings.payload_bytes_max:
+            raise ContractError(f"payload of {len(encoded)} bytes exceeds {self.bus.settings.payload_bytes_max} bytes")
+        if deadline_s is not None and deadline_s <= 0:
+            raise ContractError(f"deadline_s is {deadline_s:g}; it counts from now and must be above 0")
+        task_id = check_key(key) if key is not None else child_id(self.session, str(next(self._tokens)))
+        identity = Identity(name, task_id)
+        now = time.time()
+        task = Task(
+            digest=digest(encoded) if key is not None else "",
+            deadline=now + deadline_s if deadline_s is not None else None,
+            sender=self._sender,
+            lineage=() if key is not None else (SESSION,),
+            conversation=conversation,
+            budget=budget,
+            reason=reason,
+        )
+        receipt = await self._submitter.submit(
+            identity,
+            encoded,
+            task,
+            as_type=content_type,
+            give_up_at=now + (SUBMIT_WITHIN_S if deadline_s is None else deadline_s),
+        )
+        return Handle(self, identity, shape, is_new=receipt.is_new)
+
+    # Looking and cancelling.
+
+    async def status(self, capability: Capability[Any, Any, Any] | str, key: str) -> Whereabouts:
+        """Where a task is; asks the stream and the peers."""
+        name = capability.name if isinstance(capability, Capability) else check_capability(capability)
+        return await find(self.bus, Identity(name, key))
+
+    async def cancel(self, task: Identity, *, reason: str = "") -> None:
+        """Cancel a task and everything below it, queued or running. Safe to repeat.
+
+        Whichever peer touches it next answers `cancelled`; a finished task stays as it is.
+        """
+        if await read_result(self.bus, task) is None:
+            ttl_s = self.bus.settings.result_ttl_s
+            await control.cancel(self.bus, task, by=self._sender.agent, reason=reason, ttl_s=ttl_s)
+
+    # Waiting.
+
+    async def _wait(self, task: Identity, within_s: float | None) -> Stored:
+        expected = await self._echoes.expect(task)
+        self._echoes.read_soon(task)
+        try:
+            async with asyncio.timeout(within_s) as limit:
+                return await expected
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(f"{task} is not done within {within_s:g} s; it goes on") from None
+        finally:
+            await self._echoes.forget(task, expected)
+
+
+def unfinished(task: Identity, outcome: Outcome) -> TaskUnfinished:
+    """The exception for an outcome without a value."""
+    failure = outcome.failure
+    if outcome.status is Status.CANCELLED:
+        return TaskCancelled(f"{task} was cancelled", outcome)
+    if outcome.status is Status.EXPIRED:
+        last = f"; its last attempt failed: {failure.message}" if failure is not None else ""
+        return TaskExpired(f"{task} passed its deadline{last}", outcome)
+    assert failure is not None, "a failed outcome says why"
+    return TaskFailed(f"{task} failed ({failure.kind}): {failure.message}", outcome, failure)
+
+
+def stored_type(stored: Stored) -> ContentType:
+    return wire.content_type(stored.headers.get(names.CONTENT_TYPE))
+
+
+_shapes: dict[Any, Shape[Any]] = {Any: ANYTHING}
+
+
+def _shape(annotation: Any) -> Shape[Any]:
+    try:
+        shape = _shapes.get(annotation)
+    except TypeError:
+        return Shape(annotation)
+    if shape is None:
+        shape = _shapes[annotation] = Shape(annotation)
+    return shape
+
+
+async def _numbered(
+    payloads: Iterable[I] | AsyncIterable[I], keys: Iterable[str] | None
+) -> AsyncIterator[tuple[int, I, str | None]]:
+    names = iter(keys) if keys is not None else None
+    index = 0
+    if isinstance(payloads, AsyncIterable):
+        async for payload in payloads:
+            yield index, payload, _next_key(names)
+            index += 1
+    else:
+        for payload in payloads:
+            yield index, payload, _next_key(names)
+            index += 1
+
+
+def _next_key(names: Any) -> str | None:
+    if names is None:
+        return None
+    try:
+        key: str = next(names)
+    except StopIteration:
+        raise ValueError("there are fewer keys than payloads") from None
+    return key

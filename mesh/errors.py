@@ -1,0 +1,148 @@
+"""Everything Starling raises.
+
+    MeshError
+    ├ ContractError             bytes, a name or a value break the contract   → dead letter, never again
+    ├ SetupError                agents or settings that cannot work           → mend and start again
+    ├ BusError
+    │ ├ BusUnavailable          did not happen                                → retry
+    │ ├ PublishRejected         refused, nothing was stored                   → caller decides
+    │ │ ├ SequenceConflict      the subject, or what its guard covers, is taken
+    │ │ ├ StreamFull            a limit of the stream is reached
+    │ │ ├ Overloaded            too full for new tasks; `retry_after_s`
+    │ │ └ IdempotencyConflict   the key stands for another payload
+    │ ├ PublishUnconfirmed      may have happened                             → repeat it as it is
+    │ └ TopologyDrift           a stream or consumer is not as this version needs it
+    ├ TaskError                 what handlers raise
+    │ ├ Transient(after_s)      tried again, up to the capability's attempts
+    │ └ Permanent               failure result and dead letter
+    ├ TaskUnfinished            what a task came to, raised where its result is asked for
+    │ ├ TaskFailed              `.failure` says why
+    │ ├ TaskCancelled
+    │ └ TaskExpired
+    └ DeadlineExceeded          the wait ended first; the task goes on
+
+What was sent over a network happened, did not happen, or may have happened; only what did not happen may be
+retried freely.
+"""
+
+from contracts.errors import ContractError, MeshError
+from contracts.outcome import Failure, Outcome
+
+__all__ = [
+    "BusError",
+    "BusUnavailable",
+    "ContractError",
+    "DeadlineExceeded",
+    "IdempotencyConflict",
+    "MeshError",
+    "Overloaded",
+    "Permanent",
+    "PublishRejected",
+    "PublishUnconfirmed",
+    "SequenceConflict",
+    "SetupError",
+    "StreamFull",
+    "TaskCancelled",
+    "TaskError",
+    "TaskExpired",
+    "TaskFailed",
+    "TaskUnfinished",
+    "TopologyDrift",
+    "Transient",
+]
+
+
+class SetupError(MeshError):
+    """The declaration of an agent, or a setting, cannot work; the message says how to mend it."""
+
+
+class BusError(MeshError):
+    """Something between this process and the stream."""
+
+
+class BusUnavailable(BusError):
+    """It did not happen: no server or no stream answered for it."""
+
+
+class PublishRejected(BusError):
+    """The server refused it; nothing was stored. `code` is JetStream's `err_code`, 0 for our own refusals."""
+
+    def __init__(self, message: str, *, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class SequenceConflict(PublishRejected):
+    """A guarded publish met a message that is already there; `sequence` is its stream sequence, if told."""
+
+    def __init__(self, message: str, *, code: int = 0, sequence: int = 0) -> None:
+        super().__init__(message, code=code)
+        self.sequence = sequence
+
+
+class StreamFull(PublishRejected):
+    """The stream is at its limit of messages or bytes."""
+
+
+class Overloaded(PublishRejected):
+    """The mesh takes no new tasks now; nothing was stored."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class IdempotencyConflict(PublishRejected):
+    """The key was already used for the same capability with another payload."""
+
+
+class PublishUnconfirmed(BusError):
+    """No answer came: it may be stored. Repeating it as it is stores it once."""
+
+
+class TopologyDrift(BusError):
+    """A stream or consumer on the server differs from what this version needs."""
+
+
+class TaskError(MeshError):
+    """What a handler raises to say how its failure is to be taken."""
+
+
+class Transient(TaskError):
+    """The attempt failed, another may succeed. Tried again after `after_s` seconds, or by the capability's waits."""
+
+    def __init__(self, message: str = "", *, after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
+class Permanent(TaskError):
+    """No attempt will succeed: the task is answered with this failure, and kept as a dead letter."""
+
+
+class TaskUnfinished(MeshError):
+    """The task ended without a value. `outcome` is its result record."""
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+class TaskFailed(TaskUnfinished):
+    """The task failed for good; `failure` says why."""
+
+    def __init__(self, message: str, outcome: Outcome, failure: Failure) -> None:
+        super().__init__(message, outcome)
+        self.failure = failure
+
+
+class TaskCancelled(TaskUnfinished):
+    """The task was cancelled before it had a value."""
+
+
+class TaskExpired(TaskUnfinished):
+    """The task's deadline passed before it had a value."""
+
+
+class DeadlineExceeded(MeshError, TimeoutError):
+    """The wait took as long as it was allowed; the task itself goes on."""

@@ -1,0 +1,392 @@
+"""A peer: one process that hosts agents. The only module that wires the parts together.
+
+FastStream is the shell: its application owns signals and life cycle, its broker the connection, and its
+subscribers and publishers the planes that are not stored (control, presence, events, questions). The task
+plane runs over the same connection.
+
+Life: connect → make sure of the topology → learn the control records → offer slots … on SIGTERM: stop bidding
+→ finish within grace → hand the rest back → leave.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from typing import Any
+
+from fast_depends.msgspec import MsgSpecSerializer
+from faststream import FastStream
+from faststream.nats import NatsBroker, NatsMessage
+from faststream.nats.security import NatsCredentials, NatsNKey, NatsSecurity, NatsToken, NatsUserPassword
+from prometheus_client.core import GaugeMetricFamily
+
+from contracts.card import Beat, Described, PeerState
+from contracts.control import PartsKept, PartsWanted, Running, Runs, WhoRuns
+from contracts.event import Event, EventKind
+from contracts.subjects import Identity
+from mesh.bus import control, topology
+from mesh.bus.connection import Bus, server_addresses
+from mesh.capability import AgentInfo, Capability, agent_card
+from mesh.errors import BusError, SetupError, TopologyDrift
+from mesh.fibers import serving
+from mesh.runtime.controls import Controls
+from mesh.runtime.heartbeat import Heartbeat
+from mesh.runtime.host import Host
+from mesh.runtime.intake import Intake
+from mesh.runtime.sweep import Sweep
+from mesh.settings import Settings
+from mesh.telemetry.http import Pages, served
+from mesh.telemetry.metrics import Metrics
+
+log = logging.getLogger("mesh.peer")
+
+BEATS_MISSED = 3
+ALIVE_SLACK_S = 60.0
+SPARE_ROWS = 256
+RECOVER_AGAIN_S = 0.5
+
+Hosted = tuple[AgentInfo, Sequence[Capability[Any, Any, Any]]]
+
+
+class Peer:
+    """One process's share of the mesh: agents, their slots, and the planes they speak on.
+
+    Raises:
+        SetupError: no capability to serve, two handlers for one capability, or no server to connect to.
+    """
+
+    def __init__(self, *hosted: Hosted, settings: Settings | None = None) -> None:
+        self.settings = settings = settings or Settings()
+        self.hosted = hosted
+        capabilities = [capability for _, offered in hosted for capability in offered]
+        names = [capability.name for capability in capabilities]
+        if not names:
+            raise SetupError("nothing to serve: no agent handles a capability")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SetupError(f"handled twice in one peer: {', '.join(sorted(twice))}")
+        self.id = _peer_id(settings)
+        self.bus = Bus(settings, self.id)
+        self.metrics = Metrics()
+        self.metrics.watch(self._gauges)
+        self.state = PeerState.STARTING
+        self.metrics_url = ""
+        self._since = time.time()
+        self._beats: dict[str, float] = {}
+        self._ticked_at = time.monotonic()
+        self._connected, self._ready = asyncio.Event(), asyncio.Event()
+        self._drain, self._drained, self._shaken = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        slots = sum(capability.limits.concurrency for capability in capabilities)
+        self.host = Host(
+            bus=self.bus,
+            settings=settings,
+            peer=self.id,
+            metrics=self.metrics,
+            controls=Controls(settings.subjects, cancel_ttl_s=settings.result_ttl_s),
+            heartbeat=Heartbeat(settings, rows=2 * slots + SPARE_ROWS),
+            publish_event=self._publish_event,
+        )
+        self.host.controls.on_change.append(self.host.cancel_running)
+        self.intakes = [Intake(self.host, capability, on_lost=self._shaken) for capability in capabilities]
+        self.broker = self._broker()
+        self.app = FastStream(
+            self.broker,
+            logger=None,
+            lifespan=self._lifespan,
+            after_startup=[self._started],
+            on_shutdown=[self._stopping],
+        )
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain.
+
+        Raises:
+            SetupError, TopologyDrift: the peer cannot serve on this server.
+        """
+        try:
+            await self.app.run()
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+
+    def stop(self) -> None:
+        """Begin to drain, as SIGTERM does."""
+        self.app.exit()
+
+    # The planes that are not stored.
+
+    def _broker(self) -> NatsBroker:
+        options = self.bus.options()
+        security = _security(options)
+        broker = NatsBroker(
+            server_addresses(self.settings),
+            security=security,
+            serializer=MsgSpecSerializer(),
+            logger=None,
+            graceful_timeout=1.0,
+            **options,
+        )
+        subjects = self.settings.subjects
+        names = [intake.capability.name for intake in self.intakes]
+        self._beat_publisher = broker.publisher(subjects.beat(self.id), schema=Beat, description="Presence and load.")
+
+        @broker.subscriber(subjects.control_echoes, description="Changes of control records.")
+        async def control_changed(message: NatsMessage) -> None:
+            raw = message.raw_message
+            self.host.controls.heard(raw.subject, raw.data, raw.headers or {})
+
+        @broker.subscriber(subjects.beats, description="Presence and load of peers.")
+        async def beat_heard(beat: Beat) -> None:
+            self._beats[beat.peer] = time.monotonic()
+
+        @broker.subscriber(subjects.ctl("all", "describe"), description="Who is there, and what can it do?")
+        async def describe() -> Described:
+            cards = tuple(agent_card(agent, offered) for agent, offered in self.hosted)
+            return Described(beat=self._beat(), cards=cards, metrics_url=self.metrics_url)
+
+        @broker.subscriber(subjects.ctl("all", "who-runs"), description="What runs where?")
+        async def everything_running(question: WhoRuns) -> Runs | None:
+            return self._runs(question.id, names)
+
+        for name in names:
+            self._answer_for(broker, name)
+        return broker
+
+    def _answer_for(self, broker: NatsBroker, name: str) -> None:
+        subjects = self.settings.subjects
+
+        @broker.subscriber(subjects.ctl(name, "who-runs"), description="Who runs this task?")
+        async def who_runs(question: WhoRuns) -> Runs | None:
+            return self._runs(question.id, [name])
+
+        @broker.subscriber(subjects.ctl(name, "parts"), description="Streamed parts that were missed.")
+        async def parts_wanted(wanted: PartsWanted) -> PartsKept | None:
+            return self._parts(Identity(name, wanted.id), wanted)
+
+    def _runs(self, task_id: str, capabilities: Sequence[str]) -> Runs | None:
+        running = tuple(
+            Running(
+                capability=attempt.identity.capability,
+                id=attempt.identity.id,
+                since=attempt.started_at,
+                attempt=attempt.number,
+                parts=attempt.context.parts_emitted if attempt.context is not None else 0,
+            )
+            for attempt in self.host.running.values()
+            if attempt.started_at
+            and attempt.identity.capability in capabilities
+            and task_id in ("", attempt.identity.id)
+        )
+        return Runs(peer=self.id, running=running) if running or not task_id else None
+
+    def _parts(self, identity: Identity, wanted: PartsWanted) -> PartsKept | None:
+        attempt = self.host.running.get(identity)
+        if attempt is None or attempt.context is None or attempt.number != wanted.attempt:
+            return None
+        kept = tuple(
+            (number, part) for number, part in list(attempt.context.parts) if wanted.first <= number < wanted.end
+        )
+        return PartsKept(parts=kept)
+
+    def _beat(self) -> Beat:
+        return Beat(
+            peer=self.id,
+            at=time.time(),
+            state=self.state,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            since=self._since,
+            agents=tuple(agent.name for agent, _ in self.hosted),
+            load={intake.capability.name: intake.load() for intake in self.intakes},
+        )
+
+    async def _publish_event(self, event: Event) -> None:
+        subject = self.settings.subjects.event(event.kind, Identity(event.capability or "-", event.id or self.id))
+        await self.broker.publish(event, subject)
+
+    def live_peers(self) -> int:
+        """How many peers beat lately, this one included."""
+        since = time.monotonic() - BEATS_MISSED * self.settings.beat_s
+        self._beats = {peer: at for peer, at in self._beats.items() if at > since}
+        return max(1, len(self._beats))
+
+    # Life.
+
+    @asynccontextmanager
+    async def _lifespan(self) -> AsyncIterator[None]:
+        # The fibers live in this task's group: one that fails ends the application, and so the process.
+        async with asyncio.TaskGroup() as fibers:
+            live = fibers.create_task(self._live())
+            try:
+                yield
+            finally:
+                live.cancel()
+
+    async def _started(self) -> None:
+        self._connected.set()
+        await self._ready.wait()
+
+    async def _stopping(self) -> None:
+        self._drain.set()
+        if self._connected.is_set():
+            await self._drained.wait()
+
+    async def _live(self) -> None:
+        await self._connected.wait()
+        connection = self.broker.connection
+        async with self.bus.open(connection), AsyncExitStack() as stack:
+            ensured = await topology.ensure(self.bus, self._topology())
+            for difference in ensured.tolerated:
+                log.warning("kept as the server has it: %s", difference)
+            await self._learn()
+            await stack.enter_async_context(self.host.heartbeat.running())
+            pages = Pages(self.metrics.registry, self.is_healthy, self.is_ready)
+            self.metrics_url = stack.enter_context(
+                served(pages, host=self.settings.http_host, port=self.settings.http_port)
+                if self.settings.http_port >= 0
+                else nullcontext("")
+            )
+            off = self.bus.on_reconnect(self._shake)
+            stack.callback(off)
+            for intake in self.intakes:
+                await stack.enter_async_context(intake.open())
+            capabilities = [intake.capability for intake in self.intakes]
+            helpers = (
+                self._keep_beating(),
+                self._keep_recovering(),
+                Sweep(self.host).keep(capabilities, self.live_peers),
+            )
+            async with serving(*helpers):
+                self.state = PeerState.READY
+                log.info("%s serves %s", self.id, ", ".join(capability.name for capability in capabilities))
+                await self.host.tell(EventKind.JOINED)
+                self._ready.set()
+                await self._drain.wait()
+                await self._hand_over()
+        self._drained.set()
+
+    async def _hand_over(self) -> None:
+        self.state = PeerState.DRAINING
+        running = sum(intake.in_flight for intake in self.intakes)
+        log.info("%s drains: %d running, %g s of grace", self.id, running, self.settings.grace_s)
+        await self.host.tell(EventKind.DRAINING)
+        for intake in self.intakes:
+            await intake.stop_bidding()
+        async with asyncio.TaskGroup() as finishing:
+            for intake in self.intakes:
+                finishing.create_task(intake.finish(grace_s=self.settings.grace_s))
+        await self.host.tell(EventKind.LEFT)
+
+    def _topology(self) -> list[topology.Spec]:
+        consumers = [topology.consumer(self.settings, intake.capability.name) for intake in self.intakes]
+        return [*topology.streams(self.settings), *consumers]
+
+    async def _learn(self) -> None:
+        await self.host.learn_watermark()
+        known = self.host.controls.known()
+        self.host.controls.read(await control.snapshot(self.bus), known)
+
+    def _shake(self) -> None:
+        self.host.distrust()
+        self._shaken.set()
+
+    async def _keep_recovering(self) -> None:
+        """After a reconnection or a lost consumer: see to the topology, then trust and know again."""
+        while True:
+            await self._shaken.wait()
+            self._shaken.clear()
+            self.host.distrust()
+            try:
+                ensured = await topology.ensure(self.bus, self._topology())
+                if ensured.created:
+                    log.warning("made anew: %s", ", ".join(ensured.created))
+                await self._learn()
+            except (TopologyDrift, SetupError) as error:
+                log.error("%s", error)
+            except BusError as error:
+                log.info("recovery put off: %s", error)
+                await self.bus.until_connected()
+                await asyncio.sleep(RECOVER_AGAIN_S)
+                self._shaken.set()
+
+    async def _keep_beating(self) -> None:
+        while True:
+            self._ticked_at = time.monotonic()
+            if self.bus.is_connected:
+                try:
+                    await self._beat_publisher.publish(self._beat())
+                except Exception as error:  # noqa: BLE001  # a beat is missed, the next one comes
+                    log.debug("beat not published: %s", error)
+            await asyncio.sleep(self.settings.beat_s)
+
+    # What others may ask.
+
+    def is_ready(self) -> tuple[bool, str]:
+        """Whether this peer takes work now."""
+        if self.state is not PeerState.READY:
+            return False, str(self.state)
+        if not self.bus.is_connected:
+            return False, "not connected"
+        paused = [intake.capability.name for intake in self.intakes if intake.is_paused]
+        return True, f"ready, paused: {', '.join(paused)}" if paused else "ready"
+
+    def is_healthy(self) -> tuple[bool, str]:
+        """Whether the event loop turns; a handler may block it for as long as its timeout allows."""
+        silent_s = time.monotonic() - self._ticked_at
+        longest_s = max(intake.capability.limits.timeout_s for intake in self.intakes)
+        return silent_s < longest_s + ALIVE_SLACK_S, f"loop turned {silent_s:.1f} s ago"
+
+    def _gauges(self) -> Iterator[GaugeMetricFamily]:
+        in_flight = GaugeMetricFamily("mesh_in_flight_tasks", "Tasks in the hands of this peer.", labels=["capability"])
+        slots = GaugeMetricFamily("mesh_slots", "Tasks this peer runs at once.", labels=["capability"])
+        offered = GaugeMetricFamily("mesh_offered_slots", "Slots on offer to the server.", labels=["capability"])
+        bids = GaugeMetricFamily("mesh_bid", "Priority of the next offer, 0 is best.", labels=["capability"])
+        depth = GaugeMetricFamily(
+            "mesh_queue_depth_tasks", "Tasks waiting behind the last one delivered here.", labels=["capability"]
+        )
+        paused = GaugeMetricFamily("mesh_paused", "1 while an operator paused it.", labels=["capability"])
+        for intake in self.intakes:
+            load, label = intake.load(), [intake.capability.name]
+            in_flight.add_metric(label, load.in_flight)
+            slots.add_metric(label, load.slots)
+            offered.add_metric(label, intake.offered)
+            bids.add_metric(label, load.bid)
+            depth.add_metric(label, intake.queue_depth)
+            paused.add_metric(label, load.is_paused)
+        ready = GaugeMetricFamily("mesh_ready", "1 while this peer takes work.", value=self.is_ready()[0])
+        reconnects = GaugeMetricFamily(
+            "mesh_reconnections", "Reconnections to NATS since the start.", value=self.bus.reconnects
+        )
+        peers = GaugeMetricFamily("mesh_live_peers", "Peers this one hears.", value=self.live_peers())
+        yield from (in_flight, slots, offered, bids, depth, paused, ready, reconnects, peers)
+
+
+def _security(options: dict[str, Any]) -> NatsSecurity | None:
+    """The credentials among the connection's options, taken out of them, as FastStream wants them."""
+    context = options.pop("tls", None)
+    tls: dict[str, Any] = {"ssl_context": context, "use_ssl": True} if context is not None else {}
+    user, password = options.pop("user", None), options.pop("password", None)
+    token = options.pop("token", None)
+    creds, seed = options.pop("user_credentials", None), options.pop("nkeys_seed", None)
+    if creds is not None:
+        return NatsCredentials.from_file(creds, **tls)
+    if seed is not None:
+        return NatsNKey.from_file(seed, **tls)
+    if token is not None:
+        return NatsToken(token, **tls)
+    if user is not None:
+        return NatsUserPassword(user, password or "", **tls)
+    return NatsSecurity(**tls) if tls else None
+
+
+def _peer_id(settings: Settings) -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", settings.peer_name or socket.gethostname())[:40] or "peer"
+    return f"{name}-{os.getpid()}-{secrets.token_hex(2)}"
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

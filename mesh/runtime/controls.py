@@ -1,0 +1,84 @@
+"""Control records in memory, so that asking costs a task nothing.
+
+Echoes of changes and snapshots arrive in any order; the stream's sequence tells which is newer.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+
+from contracts import headers as names
+from contracts import wire
+from contracts.control import Cancel
+from contracts.errors import ContractError
+from contracts.subjects import Identity, Subjects, parse_cancel, parse_pause
+from mesh.bus.control import is_deleted
+from mesh.bus.records import Stored
+
+
+class Controls:
+    """Cancels and pauses, as far as this process has heard. `on_change` is called after each change."""
+
+    def __init__(self, subjects: Subjects, *, cancel_ttl_s: float) -> None:
+        self._subjects = subjects
+        self._cancel_ttl_s = cancel_ttl_s
+        self._sequences: dict[str, int] = {}
+        self._cancelled: dict[Identity, Cancel] = {}
+        self._paused: set[str] = set()
+        self.on_change: list[Callable[[], None]] = []
+
+    def heard(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
+        """Take in the echo of one change."""
+        key = self._subjects.control_key(subject)
+        if self._take(key, data, int(headers.get(names.SEQUENCE, 0)), gone=is_deleted(headers)):
+            self._changed()
+
+    def read(self, records: Iterable[Stored], known_before: set[str]) -> None:
+        """Take in a snapshot. Keys of `known_before` that it lacks have expired or were taken away."""
+        current: set[str] = set()
+        for stored in records:
+            key = self._subjects.control_key(stored.subject)
+            current.add(key)
+            self._take(key, stored.data, stored.sequence, gone=False)
+        for key in known_before - current:
+            self._take(key, b"", self._sequences[key], gone=True)
+            del self._sequences[key]
+        self._changed()
+
+    def known(self) -> set[str]:
+        return set(self._sequences)
+
+    def cancel_of(self, ancestry: Iterable[Identity]) -> Cancel | None:
+        """The cancel that covers a task: its own, or one of an ancestor's."""
+        if not self._cancelled:
+            return None
+        for identity in ancestry:
+            found = self._cancelled.get(identity)
+            if found is not None and time.time() - found.at < self._cancel_ttl_s:
+                return found
+        return None
+
+    def is_paused(self, capability: str) -> bool:
+        return capability in self._paused
+
+    def _take(self, key: str, data: bytes, sequence: int, *, gone: bool) -> bool:
+        if sequence < self._sequences.get(key, 0):
+            return False
+        self._sequences[key] = sequence
+        if (identity := parse_cancel(key)) is not None:
+            self._cancelled.pop(identity, None)
+            if not gone:
+                try:
+                    self._cancelled[identity] = wire.decode(Cancel, data)
+                except ContractError:
+                    # A newer format still says that the task is cancelled.
+                    self._cancelled[identity] = Cancel(at=time.time())
+        elif (capability := parse_pause(key)) is not None:
+            if gone:
+                self._paused.discard(capability)
+            else:
+                self._paused.add(capability)
+        return True
+
+    def _changed(self) -> None:
+        for callback in self.on_change:
+            callback()

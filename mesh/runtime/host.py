@@ -1,0 +1,108 @@
+"""What all capabilities of one peer share."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from contracts.event import Event, EventKind
+from contracts.subjects import Identity, ancestry
+from contracts.task import Task
+from mesh.bus.connection import Bus
+from mesh.bus.pull import Delivery
+from mesh.bus.records import RETRY_S
+from mesh.bus.replies import ApiError
+from mesh.context import BlockingContext, Context
+from mesh.errors import BusUnavailable, PublishUnconfirmed
+from mesh.runtime.controls import Controls
+from mesh.runtime.heartbeat import Heartbeat
+from mesh.settings import Settings
+from mesh.telemetry.metrics import Metrics
+
+log = logging.getLogger("mesh.runtime")
+
+NOTHING_TRUSTED = 2**63
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One task in the hands of this peer. `delivery` is the latest hand-over of it."""
+
+    identity: Identity
+    delivery: Delivery
+    row: int
+    task: Task = field(default_factory=Task)
+    number: int = 1
+    started_at: float = 0.0
+    context: Context | BlockingContext | None = None
+    scope: asyncio.Timeout | None = None
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        """End the handler: its scope times out now, and the attempt knows why."""
+        self.is_cancelled = True
+        if self.scope is not None and not self.scope.expired():
+            self.scope.reschedule(asyncio.get_running_loop().time())
+
+
+@dataclass(slots=True)
+class Host:
+    """The peer as its capabilities see it."""
+
+    bus: Bus
+    settings: Settings
+    peer: str
+    metrics: Metrics
+    controls: Controls
+    heartbeat: Heartbeat
+    publish_event: Callable[[Event], Awaitable[None]]
+    running: dict[Identity, Attempt] = field(default_factory=dict)
+    trusted_above: int = NOTHING_TRUSTED
+    """First deliveries of guarded messages stored after this sequence need no look for a record."""
+    _trust_round: int = 0
+
+    async def tell(self, kind: EventKind, task: Identity | None = None, detail: str = "") -> None:
+        """Publish a lifecycle event, if somebody can hear it."""
+        event = Event(
+            kind=kind,
+            at=time.time(),
+            peer=self.peer,
+            capability=task.capability if task else "",
+            id=task.id if task else "",
+            detail=detail,
+        )
+        try:
+            await self.publish_event(event)
+        except Exception as error:  # noqa: BLE001  # an event nobody stores must not fail a task
+            log.debug("event %s not published: %s", kind, error)
+
+    def cancel_running(self) -> None:
+        """End what runs here and was cancelled meanwhile."""
+        for attempt in self.running.values():
+            if not attempt.is_cancelled and self.controls.cancel_of(ancestry(attempt.identity, attempt.task.lineage)):
+                attempt.cancel()
+
+    def distrust(self) -> None:
+        """Look for a record before every run, until `learn_watermark` has been called again."""
+        self.trusted_above = NOTHING_TRUSTED
+        self._trust_round += 1
+
+    async def learn_watermark(self) -> None:
+        """Trust first deliveries of what is stored from now on.
+
+        After a broker's crash, messages that were acked before it may come again and look new; those stored
+        after we connected cannot have been acked by anyone before.
+        """
+        while True:
+            asked_in = self._trust_round
+            try:
+                info: dict[str, Any] = await self.bus.api(f"STREAM.INFO.{self.bus.subjects.stream}")
+            except (ApiError, BusUnavailable, PublishUnconfirmed):
+                await self.bus.until_connected()
+                await asyncio.sleep(RETRY_S)
+                continue
+            if asked_in == self._trust_round:
+                self.trusted_above = info["state"]["last_seq"]
+                return

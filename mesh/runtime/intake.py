@@ -1,0 +1,195 @@
+"""One capability on one peer: offers its free slots, takes deliveries, and sees each through."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from contracts.card import Load
+from contracts.errors import ContractError, NewerFormat
+from contracts.event import EventKind
+from contracts.subjects import Identity, is_legal_id, stand_in
+from mesh.bus.commit import nak
+from mesh.bus.pull import Delivery, Pull
+from mesh.capability import Capability
+from mesh.context import BlockingContext
+from mesh.errors import BusUnavailable, PublishUnconfirmed
+from mesh.fibers import serving
+from mesh.runtime.attempt import judge
+from mesh.runtime.host import Attempt, Host
+from mesh.runtime.settle import settle
+from mesh.runtime.verdict import HandBack, Verdict
+from mesh.scheduling.bids import ServiceTime, bid, expected_delay_s
+from mesh.scheduling.credit import slots_to_offer
+
+log = logging.getLogger("mesh.runtime")
+
+TIMEOUT_SLACK_S = 5.0
+
+
+class Intake:
+    """The slots of one capability and what runs in them."""
+
+    def __init__(self, host: Host, capability: Capability[Any, Any, Any], *, on_lost: asyncio.Event) -> None:
+        self.capability = capability
+        self.in_flight = 0
+        self.queue_depth = 0
+        self._host = host
+        self._slots = capability.limits.concurrency
+        self._room = asyncio.Semaphore(self._slots)
+        self._service = ServiceTime()
+        self._is_open = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._wanted = asyncio.Event()
+        self._fibers: asyncio.TaskGroup
+        self._handling: set[asyncio.Task[None]] = set()
+        self._pull = Pull(
+            host.bus,
+            capability.name,
+            on_delivery=self._arrived,
+            on_room=self._wanted.set,
+            on_lost=on_lost.set,
+        )
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Take work until left or drained."""
+        self._host.controls.on_change.append(self._wanted.set)
+        try:
+            async with self._pull.open(), serving(self._keep_offering()) as self._fibers:
+                self._is_open = True
+                self._wanted.set()
+                yield
+        finally:
+            self._is_open = False
+            self._host.controls.on_change.remove(self._wanted.set)
+
+    @property
+    def offered(self) -> int:
+        return self._pull.offered
+
+    @property
+    def is_paused(self) -> bool:
+        return self._host.controls.is_paused(self.capability.name)
+
+    def load(self) -> Load:
+        return Load(
+            slots=self._slots,
+            in_flight=self.in_flight,
+            bid=self._bid(),
+            service_s=self._service.mean_s,
+            is_paused=self.is_paused,
+        )
+
+    async def stop_bidding(self) -> None:
+        """Take the offers back; what was handed over meanwhile still runs."""
+        self._is_open = False
+        await self._pull.withdraw()
+
+    async def finish(self, *, grace_s: float) -> None:
+        """Wait for what runs, at most `grace_s` seconds; then hand the rest back."""
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        except TimeoutError:
+            for fiber in list(self._handling):
+                fiber.cancel()
+        if self._handling:
+            await asyncio.wait(self._handling)
+
+    def _bid(self) -> int:
+        return bid(expected_delay_s(self._service, self.in_flight, self._slots))
+
+    async def _keep_offering(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            if not self._is_open:
+                continue
+            if self.is_paused:
+                await self._pull.withdraw()
+                continue
+            await self._pull.resume()
+            slots = slots_to_offer(self._slots, self.in_flight, self._pull.offered)
+            if slots:
+                await self._pull.offer(slots, self._bid())
+
+    def _arrived(self, delivery: Delivery) -> None:
+        self.queue_depth = delivery.pending
+        identity = self._identity(delivery.subject)
+        running = self._host.running.get(identity)
+        if running is not None:
+            # The same task again while it runs here: the newer hand-over is the one to settle.
+            running.delivery = delivery
+            self._host.heartbeat.change(running.row, delivery, for_s=self._speak_for_s())
+            self._host.metrics.redeliveries.labels(self.capability.name).inc()
+            self._wanted.set()
+            return
+        try:
+            row = self._host.heartbeat.begin(delivery, for_s=self._speak_for_s())
+        except IndexError:
+            self._fibers.create_task(nak(self._host.bus, delivery, delay_s=1.0))
+            return
+        attempt = Attempt(identity, delivery, row)
+        self._host.running[identity] = attempt
+        self.in_flight += 1
+        self._idle.clear()
+        fiber = self._fibers.create_task(self._handle(attempt))
+        self._handling.add(fiber)
+        fiber.add_done_callback(self._handling.discard)
+
+    async def _handle(self, attempt: Attempt) -> None:
+        host, capability = self._host, self.capability
+        try:
+            verdict: Verdict
+            try:
+                async with self._room:
+                    verdict = await judge(host, capability, attempt)
+            except asyncio.CancelledError:
+                # Hand it back now, or the next peer waits for ack_wait.
+                was_started = attempt.started_at > 0
+                await settle(host, capability, attempt, HandBack("draining", was_started=was_started))
+                raise
+            except NewerFormat as error:
+                log.warning("%s is left to a newer peer: %s", attempt.identity, error)
+                verdict = HandBack("newer format", delay_s=host.settings.ack_wait_s)
+            except (BusUnavailable, PublishUnconfirmed):
+                verdict = HandBack("bus away", delay_s=1.0)
+            if attempt.started_at:
+                self._service = self._service.after(time.time() - attempt.started_at)
+                if attempt.number > 1 or attempt.delivery.delivered > 1:
+                    await host.tell(EventKind.TAKEN_OVER, attempt.identity)
+            await settle(host, capability, attempt, verdict)
+        finally:
+            host.heartbeat.end(attempt.row)
+            del host.running[attempt.identity]
+            self._free(attempt)
+
+    def _free(self, attempt: Attempt) -> None:
+        context = attempt.context
+        if isinstance(context, BlockingContext) and context.thread_ended is not None:
+            # A thread nobody waits for any more may go on: the slot is free when it ends.
+            context.thread_ended.add_done_callback(lambda _: self._release())
+        else:
+            self._release()
+
+    def _release(self) -> None:
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._idle.set()
+        self._wanted.set()
+
+    def _identity(self, subject: str) -> Identity:
+        try:
+            address = self._host.bus.subjects.parse(subject)
+        except ContractError:
+            return Identity(self.capability.name, stand_in(subject))
+        if not is_legal_id(address.id):
+            return Identity(address.capability, stand_in(address.id))
+        return address.identity
+
+    def _speak_for_s(self) -> float:
+        return self.capability.limits.timeout_s + TIMEOUT_SLACK_S

@@ -1,0 +1,156 @@
+"""Tell the stream what an attempt came to. Effect first, then settle: result, sends, dead letter, then ack."""
+
+import logging
+import time
+from typing import Any, assert_never
+
+import msgspec
+
+from contracts import headers as names
+from contracts import wire
+from contracts.errors import ContractError, NewerFormat
+from contracts.event import EventKind
+from contracts.outcome import AttemptEnded, Ended, Failure, FailureKind, Outcome, Status
+from contracts.wire import ContentType
+from mesh.bus.commit import ack, bury, commit, nak, read_outcome, relay
+from mesh.bus.ledger import record_ended
+from mesh.bus.records import Stored
+from mesh.capability import Capability
+from mesh.errors import PublishRejected
+from mesh.runtime.host import Attempt, Host
+from mesh.runtime.verdict import Answer, Answered, HandBack, Retry, Verdict
+
+log = logging.getLogger("mesh.runtime")
+
+HOLD_S = 7 * 86_400.0
+"""How long a commit is held under heartbeat while the stream is full or away."""
+RECORD_OVERHEAD_BYTES = 4_096
+
+
+async def settle(host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, verdict: Verdict) -> None:
+    """Carry a verdict out. Cancelled midway, the message comes again and its record is found."""
+    match verdict:
+        case Answer(outcome):
+            await _answer(host, capability, attempt, outcome)
+        case Answered(stored):
+            await _finish_found(host, capability, attempt, stored)
+        case Retry(failure, after_s):
+            await _retry(host, capability, attempt, failure, after_s)
+        case HandBack(reason, delay_s, was_started):
+            await _hand_back(host, capability, attempt, reason, delay_s, was_started=was_started)
+        case _:
+            assert_never(verdict)
+
+
+def stored_type(headers: dict[str, str]) -> ContentType:
+    return wire.content_type(headers.get(names.CONTENT_TYPE))
+
+
+async def _answer(host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, outcome: Outcome) -> None:
+    metrics, name = host.metrics, capability.name
+    host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
+    try:
+        as_type = stored_type(attempt.delivery.headers)
+    except ContractError:
+        as_type = "application/json"
+    ttl_s = capability.limits.result_ttl_s or host.settings.result_ttl_s
+    record = wire.encode(outcome, as_type)
+    room = host.bus.nc.max_payload - RECORD_OVERHEAD_BYTES
+    if len(record) > room:
+        outcome = _too_large(outcome, f"record of {len(record)} bytes, sends included, exceeds {room} bytes")
+        record = wire.encode(outcome, as_type)
+    began = time.perf_counter()
+    try:
+        found = await commit(host.bus, attempt.identity, record, ttl_s=ttl_s, as_type=as_type)
+    except PublishRejected as error:
+        outcome = _too_large(outcome, f"the server refuses the record: {error}")
+        found = await commit(host.bus, attempt.identity, wire.encode(outcome, as_type), ttl_s=ttl_s, as_type=as_type)
+    metrics.commit_s.labels(name).observe(time.perf_counter() - began)
+    if found is not None:
+        metrics.duplicates.labels(name, "commit").inc()
+        await _finish_found(host, capability, attempt, found)
+    else:
+        metrics.tasks.labels(name, capability.agent.version, outcome.status).inc()
+        metrics.queue_s.labels(name).observe(outcome.queue_s)
+        metrics.run_s.labels(name).observe(outcome.run_s)
+        if outcome.status is Status.CANCELLED:
+            await host.tell(EventKind.CANCELLED, attempt.identity)
+        await _finish(host, capability, attempt, outcome, as_type)
+
+
+async def _finish_found(host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, found: Stored) -> None:
+    try:
+        outcome = read_outcome(found)
+    except NewerFormat:
+        # What it sends is not ours to read: a newer peer relays it.
+        await _hand_back(host, capability, attempt, "newer format", host.settings.ack_wait_s, was_started=False)
+    except ContractError as error:
+        log.error("%s has a malformed result, which stands: %s", attempt.identity, error)
+        await ack(host.bus, attempt.delivery)
+    else:
+        await _finish(host, capability, attempt, outcome, stored_type(found.headers))
+
+
+async def _finish(
+    host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, outcome: Outcome, as_type: ContentType
+) -> None:
+    if outcome.sends:
+        await relay(host.bus, outcome, as_type=as_type)
+    if outcome.status is Status.FAILED and outcome.failure is not None:
+        ttl_s = host.settings.dead_letter_ttl_s
+        if await bury(host.bus, attempt.identity, attempt.delivery, outcome.failure, ttl_s=ttl_s):
+            host.metrics.dead_letters.labels(capability.name, outcome.failure.kind).inc()
+            log.warning("%s is a dead letter: %s: %s", attempt.identity, outcome.failure.kind, outcome.failure.message)
+            await host.tell(EventKind.DEAD_LETTERED, attempt.identity, outcome.failure.message)
+    await ack(host.bus, attempt.delivery)
+
+
+async def _retry(
+    host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, failure: Failure, after_s: float
+) -> None:
+    now = time.time()
+    end = AttemptEnded(how=Ended.FAILED, peer=host.peer, at=now, retry_at=now + after_s, failure=failure)
+    await _record_ended(host, capability, attempt, end)
+    host.metrics.retries.labels(capability.name).inc()
+    await host.tell(EventKind.RETRIED, attempt.identity, failure.message)
+    await _return(host, attempt, delay_s=max(0.0, end.at + after_s - time.time()))
+
+
+async def _hand_back(
+    host: Host,
+    capability: Capability[Any, Any, Any],
+    attempt: Attempt,
+    reason: str,
+    delay_s: float,
+    *,
+    was_started: bool,
+) -> None:
+    if was_started:
+        await _record_ended(
+            host, capability, attempt, AttemptEnded(how=Ended.HANDED_BACK, peer=host.peer, at=time.time())
+        )
+        await host.tell(EventKind.HANDED_BACK, attempt.identity, reason)
+    host.metrics.handed_back.labels(capability.name, reason.partition(" on ")[0]).inc()
+    await _return(host, attempt, delay_s=delay_s)
+
+
+async def _record_ended(host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, end: AttemptEnded) -> None:
+    ttl_s = capability.limits.result_ttl_s or host.settings.result_ttl_s
+    await record_ended(host.bus, attempt.identity, attempt.number, end, ttl_s=ttl_s)
+
+
+async def _return(host: Host, attempt: Attempt, *, delay_s: float) -> None:
+    # A heartbeat after the nak would put the delay off.
+    host.heartbeat.silence(attempt.row)
+    await host.heartbeat.quiet()
+    await nak(host.bus, attempt.delivery, delay_s=delay_s)
+
+
+def _too_large(outcome: Outcome, message: str) -> Outcome:
+    return msgspec.structs.replace(
+        outcome,
+        status=Status.FAILED,
+        value=msgspec.UNSET,
+        sends=(),
+        failure=Failure(kind=FailureKind.TOO_LARGE, message=message, attempts=outcome.attempt),
+    )

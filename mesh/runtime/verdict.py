@@ -1,0 +1,40 @@
+"""What an attempt came to, as values. `settle` tells the stream about each."""
+
+from dataclasses import dataclass
+
+from contracts.outcome import Failure, Outcome
+from mesh.bus.records import Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The task is over: commit the outcome, relay it, ack."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A result record stands already: relay it again, whoever wrote it, and ack."""
+
+    stored: Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The attempt failed and another may be made: record it, and hand the task back for a while."""
+
+    failure: Failure
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """Not an attempt: another peer may have it. Recorded where a handler was started."""
+
+    reason: str
+    delay_s: float = 0.0
+    was_started: bool = False
+
+
+Verdict = Answer | Answered | Retry | HandBack

@@ -1,0 +1,49 @@
+"""What the environment may set: `MESH_*` variables, and nowhere else is the environment read."""
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from contracts.subjects import Subjects
+
+
+class Settings(BaseSettings):
+    """Settings of a peer or a client; each field is read from `MESH_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="MESH_", frozen=True, extra="ignore")
+
+    nats_url: str | None = Field(default=None, description="Server addresses, comma-separated. Unset: the local mesh.")
+    nats_user: str | None = None
+    nats_password: SecretStr | None = None
+    nats_token: SecretStr | None = None
+    nats_creds: Path | None = Field(default=None, description="A NATS credentials file.")
+    nats_nkey_seed: Path | None = Field(default=None, description="A file with an NKEY seed.")
+    nats_tls_ca: Path | None = Field(default=None, description="Certificate authority of the servers.")
+    nats_tls_cert: Path | None = None
+    nats_tls_key: Path | None = None
+    connect_within_s: float = Field(default=5.0, gt=0, description="How long a client tries to connect at first.")
+
+    prefix: str = Field(default="mesh", description="First tokens of every subject; the streams are named after it.")
+    replicas: int = Field(default=1, ge=1, le=5, description="Copies of each stream, when this process creates it.")
+    stream_bytes_max: int = Field(default=4 * 2**30, ge=2**20, description="Limit of the stream, when created here.")
+    stream_msgs_max: int = Field(default=-1, description="Limit of the stream in messages, -1 for none.")
+
+    ack_wait_s: float = Field(default=6.0, ge=0.5, description="A peer silent for this long loses its tasks to others.")
+    result_ttl_s: float = Field(default=86_400.0, ge=1, description="How long a result is kept, and its key known.")
+    dead_letter_ttl_s: float = Field(default=30 * 86_400.0, ge=1)
+    payload_bytes_max: int = Field(default=1_000_000, ge=1024, description="Of a payload or a value, encoded.")
+    grace_s: float = Field(default=20.0, ge=0, description="How long a draining peer lets running tasks finish.")
+    beat_s: float = Field(default=2.0, gt=0, description="Interval of presence beats.")
+    sweep_s: float = Field(default=30.0, gt=0, description="Mean interval of the search for stranded messages.")
+    full_at: float = Field(default=0.9, gt=0, le=1, description="Share of the stream's limit at which clients stop.")
+
+    http_host: str = Field(default="127.0.0.1", description="Where a peer serves /metrics, /healthz and /readyz.")
+    http_port: int = Field(default=0, ge=-1, le=65535, description="0 takes a free port, -1 serves nothing.")
+    peer_name: str | None = Field(default=None, description="Start of the peer's id; the host's name if unset.")
+    log_level: str = "INFO"
+
+    @cached_property
+    def subjects(self) -> Subjects:
+        return Subjects(self.prefix)

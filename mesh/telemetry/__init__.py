@@ -1,0 +1,1 @@
+"""What a peer tells about itself: metrics and events."""

@@ -1,0 +1,111 @@
+"""The metrics of one peer. Labels are capabilities, versions, and words of closed sets: never ids.
+
+Gauges are read from the runtime when scraped, so they cost a task nothing.
+"""
+
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+QUEUE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
+RUN_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+
+
+class Metrics:
+    """Counters and histograms of a peer, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.tasks = Counter(
+            "mesh_tasks",
+            "Tasks this peer answered, by how they ended.",
+            ("capability", "version", "status"),
+            registry=self.registry,
+        )
+        self.queue_s = Histogram(
+            "mesh_task_queue_seconds",
+            "From stored to started.",
+            ("capability",),
+            buckets=QUEUE_BUCKETS,
+            registry=self.registry,
+        )
+        self.run_s = Histogram(
+            "mesh_task_run_seconds",
+            "From started to the handler's end.",
+            ("capability",),
+            buckets=RUN_BUCKETS,
+            registry=self.registry,
+        )
+        self.commit_s = Histogram(
+            "mesh_task_commit_seconds",
+            "From the handler's end to the stored result.",
+            ("capability",),
+            buckets=COMMIT_BUCKETS,
+            registry=self.registry,
+        )
+        self.redeliveries = Counter(
+            "mesh_redeliveries",
+            "Deliveries of a message that had been delivered before.",
+            ("capability",),
+            registry=self.registry,
+        )
+        self.retries = Counter(
+            "mesh_retries", "Failed attempts that will be tried again.", ("capability",), registry=self.registry
+        )
+        self.handed_back = Counter(
+            "mesh_handed_back",
+            "Deliveries given back to the stream unsettled, by reason.",
+            ("capability", "reason"),
+            registry=self.registry,
+        )
+        self.dead_letters = Counter(
+            "mesh_dead_letters",
+            "Tasks kept as dead letters, by reason.",
+            ("capability", "reason"),
+            registry=self.registry,
+        )
+        self.duplicates = Counter(
+            "mesh_duplicates",
+            "Duplicates, by where they died: at submit, at start, at commit.",
+            ("capability", "at"),
+            registry=self.registry,
+        )
+        self.revived = Counter(
+            "mesh_revived", "Stranded messages set going again by the sweep.", ("capability",), registry=self.registry
+        )
+        self.unserved = Gauge(
+            "mesh_unserved_tasks",
+            "Tasks queued for a capability that no consumer serves, as of the last sweep.",
+            ("capability",),
+            registry=self.registry,
+        )
+        build = Gauge("mesh_build", "Version of this peer.", ("version", "python"), registry=self.registry)
+        build.labels(distribution_version(), platform.python_version()).set(1)
+
+    def watch(self, read: Callable[[], Iterator[GaugeMetricFamily]]) -> None:
+        """Have `read` called at every scrape for gauges that are derived from the runtime's state."""
+        self.registry.register(_Derived(read))
+
+
+class _Derived(Collector):
+    def __init__(self, read: Callable[[], Iterator[GaugeMetricFamily]]) -> None:
+        self._read = read
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        return []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        return self._read()
+
+
+def distribution_version() -> str:
+    """The installed version of Starling, `0` from a bare checkout."""
+    try:
+        return version("starling-mesh")
+    except PackageNotFoundError:
+        return "0"
