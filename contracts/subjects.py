@@ -40,7 +40,9 @@ _CAPABILITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 # Anything NATS lets stand in a token, less what it gives a meaning: white space and control characters
 # (they end a protocol field), `.`, `*` and `>`.
-_TOKEN = re.compile(r"[^\x00-\x20\x7f-\xa0.*>\u2028\u2029\ud800-\udfff]+")
+_CHARACTER = r"[^\x00-\x20\x7f-\xa0.*>\u2028\u2029\ud800-\udfff]"
+_TOKEN = re.compile(f"{_CHARACTER}+")
+_ID = re.compile(rf"(?!~){_CHARACTER}+(\.~{_CHARACTER}+)*")
 
 
 class Kind(StrEnum):
@@ -115,12 +117,8 @@ def check_step_name(name: str) -> str:
 
 def is_legal_id(task_id: str) -> bool:
     """Whether the id is one token a user may choose, followed by `~` tokens the mesh made."""
-    root, *children = task_id.split(".")
-    return (
-        len(task_id.encode("utf-8", "surrogatepass")) <= ID_BYTES_MAX
-        and bool(_TOKEN.fullmatch(root))
-        and not root.startswith("~")
-        and all(len(child) > 1 and child.startswith("~") and _TOKEN.fullmatch(child) for child in children)
+    return _ID.fullmatch(task_id) is not None and (
+        len(task_id) <= ID_BYTES_MAX // 4 or len(task_id.encode()) <= ID_BYTES_MAX
     )
 
 

@@ -8,6 +8,7 @@ A record that is stored again is copied as bytes, or changed through `amend`, so
 does not know survives the passage through it.
 """
 
+import re
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -20,6 +21,9 @@ FORMAT: Final = 1
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 ContentType = Literal["application/json", "application/msgpack"]
+
+RECORD_NAME: Final = "x-record"
+"""Says in a record's JSON Schema which record it is."""
 
 T = TypeVar("T")
 
@@ -34,7 +38,20 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.v > FORMAT:
             raise NewerFormat(f"format {self.v} is newer than {FORMAT}, the newest this process reads")
 
+    # FastStream's AsyncAPI generator asks pydantic to describe what a subscriber takes, and pydantic asks this.
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> dict[str, Any]:
+        return {"type": "is-instance", "cls": cls}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _core_schema: Any, _handler: Any) -> dict[str, Any]:
+        (reference,), definitions = msgspec.json.schema_components([cls])
+        return {RECORD_NAME: cls.__name__, **_inlined(reference, definitions)}
+
+
+# At the end only: what comes before may quote what the bytes say.
+_PATH = re.compile(r" - at `(?:key` in `)?([^`]*)`$")
 _json_encoder = msgspec.json.Encoder(order="deterministic")
 _msgpack_encoder = msgspec.msgpack.Encoder(order="deterministic")
 _json_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
@@ -82,9 +99,9 @@ def decode(shape: type[T], data: bytes, as_type: ContentType = "application/json
 
 def contract_error(error: Exception) -> ContractError:
     """What a decoder said, with the field's path apart: `$.lines[3]`."""
-    _, _, path = str(error).partition(" - at `")
+    found = _PATH.search(str(error))
     kind = NewerFormat if isinstance(error.__cause__, NewerFormat) else ContractError
-    return kind(str(error), path=path.rstrip("`"))
+    return kind(str(error), path=found[1] if found else "")
 
 
 def amend(data: bytes, changes: dict[str, Any], as_type: ContentType = "application/json") -> bytes:
@@ -95,3 +112,14 @@ def amend(data: bytes, changes: dict[str, Any], as_type: ContentType = "applicat
     """
     fields = decode(dict[str, msgspec.Raw], data, as_type)
     return encode({**fields, **changes}, as_type)
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    # Pydantic takes no reference but its own.
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(value, definitions) for key, value in schema.items()}

@@ -21,7 +21,7 @@ from mesh import payload as payloads
 from mesh.bus import control
 from mesh.bus.commit import read_outcome, read_result
 from mesh.bus.connection import Bus
-from mesh.bus.echoes import Echoes
+from mesh.bus.echoes import Echoes, Expectation
 from mesh.bus.records import Stored
 from mesh.bus.submit import Submitter
 from mesh.capability import Capability
@@ -53,11 +53,12 @@ SUBMIT_WITHIN_S = 30.0
 class Handle(Generic[O]):
     """One submitted task. It may be waited for any number of times, by any number of fibers."""
 
-    def __init__(self, mesh: "Mesh", task: Identity, returns: Shape[O], *, is_new: bool) -> None:
-        self.task = task
+    def __init__(self, mesh: "Mesh", expected: Expectation, returns: Shape[O], *, is_new: bool) -> None:
+        self.task = expected.task
         self.is_new = is_new
         """False where the key was submitted before, and this submission started nothing."""
         self._mesh = mesh
+        self._expected = expected
         self._returns = returns
 
     @property
@@ -72,12 +73,12 @@ class Handle(Generic[O]):
             DeadlineExceeded: it is not done within `within_s` seconds; it goes on.
             ContractError: the recorded value is not of the type asked for.
         """
-        stored = await self._mesh._wait(self.task, within_s)
+        stored = await self._record(within_s)
         return self._value(read_outcome(stored), stored_type(stored))
 
     async def outcome(self, *, within_s: float | None = None) -> Outcome:
         """The whole result record, whatever the task came to."""
-        return read_outcome(await self._mesh._wait(self.task, within_s))
+        return read_outcome(await self._record(within_s))
 
     def stream(self) -> AsyncIterator[Part | Restarted | Missed]:
         """Parts as the handler emits them, ending when the result is recorded.
@@ -85,7 +86,7 @@ class Handle(Generic[O]):
         `Restarted` says that another attempt starts over, `Missed` that parts went by unseen; the recorded
         result stays authoritative.
         """
-        return follow(self._mesh.bus, self.task, self._mesh._fibers.create_task(self._mesh._wait(self.task, None)))
+        return follow(self._mesh.bus, self.task, self._mesh._fibers.create_task(self._record(None)))
 
     async def status(self) -> Whereabouts:
         """Where the task is: queued, running, waiting for a retry, done, or orphaned."""
@@ -94,6 +95,17 @@ class Handle(Generic[O]):
     async def cancel(self, *, reason: str = "") -> None:
         """Cancel the task and everything below it. Safe to repeat; a finished task stays as it is."""
         await self._mesh.cancel(self.task, reason=reason)
+
+    async def _record(self, within_s: float | None) -> Stored:
+        if within_s is None:
+            return await self._mesh._echoes.wait(self._expected)
+        try:
+            async with asyncio.timeout(within_s) as limit:
+                return await self._mesh._echoes.wait(self._expected)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(f"{self.task} is not done within {within_s:g} s; it goes on") from None
 
     def _value(self, outcome: Outcome, as_type: ContentType) -> O:
         if outcome.status is Status.DONE:
@@ -244,9 +256,10 @@ class Mesh:
     ) -> Handle[O]:
         """A handle on a task that was submitted before, here or elsewhere, under a key. Asks nobody."""
         if isinstance(capability, Capability):
-            return Handle(self, Identity(capability.name, key), capability.output, is_new=False)
-        shape: Shape[Any] = _shape(returns if returns is not None else Any)
-        return Handle(self, Identity(check_capability(capability), key), shape, is_new=False)
+            task, shape = Identity(capability.name, key), capability.output
+        else:
+            task, shape = Identity(check_capability(capability), key), _shape(Any if returns is None else returns)
+        return Handle(self, self._echoes.expect(task, is_new=False), shape, is_new=False)
 
     async def map(
         self,
@@ -349,6 +362,7 @@ class Mesh:
             budget=budget,
             reason=reason,
         )
+        expected = self._echoes.expect(identity, is_new=key is None)
         receipt = await self._submitter.submit(
             identity,
             encoded,
@@ -356,7 +370,7 @@ class Mesh:
             as_type=content_type,
             give_up_at=now + (SUBMIT_WITHIN_S if deadline_s is None else deadline_s),
         )
-        return Handle(self, identity, shape, is_new=receipt.is_new)
+        return Handle(self, expected, shape, is_new=receipt.is_new)
 
     # Looking and cancelling.
 
@@ -373,21 +387,6 @@ class Mesh:
         if await read_result(self.bus, task) is None:
             ttl_s = self.bus.settings.result_ttl_s
             await control.cancel(self.bus, task, by=self._sender.agent, reason=reason, ttl_s=ttl_s)
-
-    # Waiting.
-
-    async def _wait(self, task: Identity, within_s: float | None) -> Stored:
-        expected = await self._echoes.expect(task)
-        self._echoes.read_soon(task)
-        try:
-            async with asyncio.timeout(within_s) as limit:
-                return await expected
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise DeadlineExceeded(f"{task} is not done within {within_s:g} s; it goes on") from None
-        finally:
-            await self._echoes.forget(task, expected)
 
 
 def unfinished(task: Identity, outcome: Outcome) -> TaskUnfinished:

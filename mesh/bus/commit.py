@@ -6,6 +6,7 @@ finds the record may relay it again; every publish below is guarded, so it happe
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from contracts import headers as names
@@ -29,8 +30,16 @@ READ_WITHIN_S: Final = 5.0
 CREATE_ONCE: Final[Headers] = {names.EXPECTED_SUBJECT_SEQUENCE: "0"}
 
 
-async def create_once(bus: Bus, subject: str, data: bytes, headers: Headers, *, within: Headers = CREATE_ONCE) -> bool:
-    """Write a record unless one is there. False: it was there.
+async def create_once(
+    bus: Bus,
+    subject: str,
+    data: bytes,
+    headers: Headers,
+    *,
+    within: Headers = CREATE_ONCE,
+    held: Callable[[], None] | None = None,
+) -> bool:
+    """Write a record unless one is there. False: it was there. `held` is called each time it has to wait.
 
     An unanswered write proves nothing, so it is repeated until the server answers; a full stream is waited
     for. Cancelled midway, the record may or may not be written.
@@ -49,12 +58,24 @@ async def create_once(bus: Bus, subject: str, data: bytes, headers: Headers, *, 
         except StreamFull as full:
             log.warning("%s waits: %s", subject, full)
         except (BusUnavailable, PublishUnconfirmed):
+            if held is not None:
+                held()
             await bus.until_connected()
+        if held is not None:
+            held()
         await asyncio.sleep(wait_s)
         wait_s = min(2 * wait_s, RETRY_S_MAX)
 
 
-async def commit(bus: Bus, task: Identity, record: bytes, *, ttl_s: float, as_type: ContentType) -> Stored | None:
+async def commit(
+    bus: Bus,
+    task: Identity,
+    record: bytes,
+    *,
+    ttl_s: float,
+    as_type: ContentType,
+    held: Callable[[], None] | None = None,
+) -> Stored | None:
     """Write the result record of a task; None when this one is written, else the record that was there first.
 
     The first write may have been ours, with its answer lost: relay what is found, whoever wrote it.
@@ -67,7 +88,7 @@ async def commit(bus: Bus, task: Identity, record: bytes, *, ttl_s: float, as_ty
     if as_type != wire.JSON:
         headers[names.CONTENT_TYPE] = as_type
     while True:
-        if await create_once(bus, subject, record, headers):
+        if await create_once(bus, subject, record, headers, held=held):
             return None
         found = await read_past(bus, (subject,), 1, within_s=READ_WITHIN_S)
         if found is not None:
@@ -84,17 +105,20 @@ def read_outcome(stored: Stored) -> Outcome:
     return wire.decode(Outcome, stored.data, wire.content_type(stored.headers.get(names.CONTENT_TYPE)))
 
 
-async def relay(bus: Bus, outcome: Outcome, *, as_type: ContentType) -> None:
-    """Publish what an outcome sends. Safe to repeat: what is there already is left alone."""
+async def relay(bus: Bus, outcome: Outcome, *, as_type: ContentType) -> int:
+    """Publish what an outcome sends; how many of them were there already. Safe to repeat."""
+    repeated = 0
     for send in outcome.sends:
         child = Identity(send.capability, send.id)
-        await create_once(
+        is_new = await create_once(
             bus,
             bus.subjects.task(child),
             bytes(send.payload),
             task_headers(send.task, as_type, send.traceparent),
             within=guard(bus, child),
         )
+        repeated += not is_new
+    return repeated
 
 
 async def bury(bus: Bus, task: Identity, delivery: Delivery, failure: Failure, *, ttl_s: float) -> bool:

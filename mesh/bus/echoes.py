@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -27,117 +27,120 @@ READ_AFTER_S_MAX = 60.0
 PAGE = 500
 
 
-@dataclass(slots=True)
-class _Expected:
-    """Who waits for one result, and when its record is read in case its echo was missed."""
+class Expectation:
+    """One task's result record, once it is known. It is kept for as long as somebody holds it."""
 
-    task: Identity
-    read_at: float
-    read_after_s: float = READ_AFTER_S
-    futures: list[asyncio.Future[Stored]] = field(default_factory=list)
+    __slots__ = ("__weakref__", "read_after_s", "read_at", "stored", "task", "waiters")
+
+    def __init__(self, task: Identity, *, read_at: float) -> None:
+        self.task = task
+        self.read_at = read_at
+        self.read_after_s = READ_AFTER_S
+        self.stored: Stored | None = None
+        self.waiters: list[asyncio.Future[Stored]] = []
+
+    def resolve(self, stored: Stored) -> None:
+        self.stored = stored
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(stored)
 
 
 class Echoes:
-    """Waits for results over one bus. Results of tasks below `session` are heard without asking."""
+    """Waits for results over one bus. Results of tasks below `session` are heard from the start."""
 
     def __init__(self, bus: Bus, session: str) -> None:
         self._bus = bus
         self._session = session
-        self._expected: dict[str, _Expected] = {}
+        self._expected: WeakValueDictionary[str, Expectation] = WeakValueDictionary()
         self._subscriptions: dict[str, Subscription] = {}
-        self._reconnected = asyncio.Event()
+        self._read_now = asyncio.Event()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         subject = self._bus.subjects.done_below(self._session)
         await self._bus.nc.subscribe(subject, cb=self._heard, pending_msgs_limit=0, pending_bytes_limit=0)
-        off = self._bus.on_reconnect(self._reconnected.set)
+        off = self._bus.on_reconnect(self._read_now.set)
         try:
             async with serving(self._keep_reading()):
                 yield
         finally:
             off()
-            for expected in self._expected.values():
-                for future in expected.futures:
-                    future.cancel()
+            for expected in list(self._expected.values()):
+                for waiter in expected.waiters:
+                    waiter.cancel()
 
-    async def expect(self, task: Identity) -> asyncio.Future[Stored]:
-        """A future that the task's result record resolves, from now on. `forget` it when done with it.
-
-        Expect before submitting, and no result is missed.
-        """
+    def expect(self, task: Identity, *, is_new: bool) -> Expectation:
+        """What becomes of a task. `is_new` promises that it is not submitted yet, so that no echo is missed."""
         subject = self._bus.subjects.done(task)
         expected = self._expected.get(subject)
         if expected is None:
-            expected = self._expected[subject] = _Expected(task, time.monotonic() + READ_AFTER_S)
-            if root_of(task.id) != self._session:
+            is_heard = is_new and root_of(task.id) == self._session
+            expected = Expectation(task, read_at=time.monotonic() + READ_AFTER_S if is_heard else 0.0)
+            self._expected[subject] = expected
+        return expected
+
+    async def wait(self, expected: Expectation) -> Stored:
+        """The result record. Waits for ever; give it a deadline. Any number may wait."""
+        if expected.stored is not None:
+            return expected.stored
+        subject = ""
+        if root_of(expected.task.id) != self._session:
+            subject = self._bus.subjects.done(expected.task)
+            if subject not in self._subscriptions:
                 self._subscriptions[subject] = await self._bus.nc.subscribe(subject, cb=self._heard)
-        future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
-        expected.futures.append(future)
-        return future
+        if not expected.read_at:
+            self._read_now.set()
+        waiter: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+        expected.waiters.append(waiter)
+        try:
+            return await waiter
+        finally:
+            expected.waiters.remove(waiter)
+            if subject and not expected.waiters:
+                await self._unsubscribe(subject)
 
-    def read_soon(self, task: Identity) -> None:
-        """Have the record read at once: it may be older than the expectation."""
-        expected = self._expected.get(self._bus.subjects.done(task))
-        if expected is not None:
-            expected.read_at = 0.0
-            self._reconnected.set()
-
-    async def forget(self, task: Identity, future: asyncio.Future[Stored]) -> None:
-        """Take an expectation back."""
-        subject = self._bus.subjects.done(task)
-        expected = self._expected.get(subject)
-        if expected is not None:
-            if future in expected.futures:
-                expected.futures.remove(future)
-            if expected.futures:
-                return
-            del self._expected[subject]
+    async def _unsubscribe(self, subject: str) -> None:
         subscription = self._subscriptions.pop(subject, None)
         if subscription is not None:
             with suppress(nats.errors.Error):
                 await subscription.unsubscribe()
 
     async def _heard(self, message: Msg) -> None:
-        if message.subject in self._expected:
-            found = message.headers or {}
-            self._resolve(
-                message.subject,
-                Stored(
-                    subject=found.get(names.SUBJECT, ""),
-                    sequence=int(found.get(names.SEQUENCE, 0)),
-                    stored_at=0.0,
-                    data=message.data,
-                    headers=found,
-                ),
+        expected = self._expected.get(message.subject)
+        if expected is None:
+            return
+        found = message.headers or {}
+        expected.resolve(
+            Stored(
+                subject=found.get(names.SUBJECT, ""),
+                sequence=int(found.get(names.SEQUENCE, 0)),
+                stored_at=0.0,
+                data=message.data,
+                headers=found,
             )
-
-    def _resolve(self, subject: str, stored: Stored) -> None:
-        expected = self._expected.pop(subject, None)
-        for future in expected.futures if expected is not None else ():
-            if not future.done():
-                future.set_result(stored)
+        )
 
     async def _keep_reading(self) -> None:
         reconnects = self._bus.reconnects
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
-                    await self._reconnected.wait()
-            self._reconnected.clear()
+                    await self._read_now.wait()
+            self._read_now.clear()
             now = time.monotonic()
             has_reconnected, reconnects = self._bus.reconnects != reconnects, self._bus.reconnects
             due = [
-                (subject, expected)
-                for subject, expected in self._expected.items()
-                if has_reconnected or expected.read_at <= now
+                expected
+                for expected in list(self._expected.values())
+                if expected.waiters and expected.stored is None and (has_reconnected or expected.read_at <= now)
             ]
-            for _, expected in due:
+            for expected in due:
                 expected.read_at = now + expected.read_after_s
                 expected.read_after_s = min(2 * expected.read_after_s, READ_AFTER_S_MAX)
             for start in range(0, len(due), PAGE):
                 page = due[start : start + PAGE]
-                records = [self._bus.subjects.result(expected.task) for _, expected in page]
-                for (subject, _), stored in zip(page, await read_many(self._bus, records), strict=True):
-                    if stored is not None:
-                        self._resolve(subject, stored)
+                records = [self._bus.subjects.result(expected.task) for expected in page]
+                for expected, stored in zip(page, await read_many(self._bus, records), strict=True):
+                    if stored is not None and expected.stored is None:
+                        expected.resolve(stored)

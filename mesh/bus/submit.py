@@ -23,12 +23,11 @@ from mesh.errors import (
     ContractError,
     IdempotencyConflict,
     Overloaded,
-    PublishRejected,
     PublishUnconfirmed,
     SequenceConflict,
     StreamFull,
 )
-from mesh.resilience.headroom import OVERLOAD_RETRY_S, Fill, admits, is_stale
+from mesh.resilience.headroom import OVERLOAD_RETRY_S, Credit, Fill
 
 FIRST_RETRY_S = 0.05
 RETRY_S_MAX = 1.0
@@ -71,7 +70,7 @@ class Submitter:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._fill: Fill | None = None
+        self._credit: Credit | None = None
         self._sequence = 0
         self._asking = asyncio.Lock()
 
@@ -101,7 +100,7 @@ class Submitter:
         headers = {**task_headers(task, as_type, traceparent), **guard(self._bus, identity)}
         subject = self._bus.subjects.task(identity, lane)
         wait_s = FIRST_RETRY_S
-        maybe_stored = False
+        maybe_stored, reason = False, ""
         while True:
             try:
                 await self._admit()
@@ -115,32 +114,34 @@ class Submitter:
                 # What the guard met is gone, and no result stands in its place: the identity is free again.
             except StreamFull as full:
                 raise Overloaded(f"the stream takes nothing more: {full}", retry_after_s=OVERLOAD_RETRY_S) from None
-            except PublishUnconfirmed:
-                maybe_stored = True
-            except BusUnavailable:
-                pass
+            except PublishUnconfirmed as error:
+                maybe_stored, reason = True, str(error)
+            except BusUnavailable as error:
+                reason = str(error)
             remaining_s = give_up_at - time.time()
             if remaining_s <= wait_s:
                 if maybe_stored:
                     raise PublishUnconfirmed(
-                        f"no answer to the submission of {identity} in time: it may be stored; repeat it as it is"
+                        f"{identity} may be stored, no answer came in time: {reason}; repeat it as it is"
                     )
-                raise BusUnavailable(f"no server took the submission of {identity} in time; it was not stored")
+                raise BusUnavailable(f"{identity} was not stored, no server took it in time: {reason}")
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, RETRY_S_MAX)
 
     async def _admit(self) -> None:
-        full_at = self._bus.settings.full_at
-        if is_stale(self._fill, sequence=self._sequence, now=time.monotonic(), full_at=full_at):
+        credit = self._credit
+        if credit is None or credit.is_used_up(sequence=self._sequence, now=time.monotonic()):
             async with self._asking:
-                if is_stale(self._fill, sequence=self._sequence, now=time.monotonic(), full_at=full_at):
-                    self._fill = await self._ask()
-        assert self._fill is not None
-        if not admits(self._fill, sequence=self._sequence, full_at=full_at):
-            share = self._fill.share(self._sequence)
+                credit = self._credit
+                if credit is None or credit.is_used_up(sequence=self._sequence, now=time.monotonic()):
+                    fill = await self._ask()
+                    self._sequence = max(self._sequence, fill.last_sequence)
+                    credit = self._credit = Credit.after(fill, full_at=self._bus.settings.full_at)
+        if credit.is_full:
+            fill = credit.fill
             raise Overloaded(
-                f"the stream is {share:.0%} full, new tasks stop at {full_at:.0%}"
-                f" ({self._fill.messages} messages, {self._fill.bytes} bytes)",
+                f"the stream is {fill.share:.0%} full, new tasks stop at {self._bus.settings.full_at:.0%}"
+                f" ({fill.messages} messages, {fill.bytes} bytes)",
                 retry_after_s=OVERLOAD_RETRY_S,
             )
 
@@ -150,9 +151,7 @@ class Submitter:
             info = await self._bus.api(f"STREAM.INFO.{stream}")
         except ApiError as error:
             if error.status == 404:
-                raise PublishRejected(
-                    f"stream {stream} does not exist: start a peer, which makes it, or set MESH_PREFIX"
-                ) from error
+                raise BusUnavailable(f"stream {stream} does not exist; the first peer makes it") from error
             raise BusUnavailable(str(error)) from error
         state, config = info["state"], info["config"]
         return Fill(

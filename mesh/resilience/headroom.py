@@ -5,9 +5,11 @@ a reserve: past a share of the limit it submits nothing. The stream's state is a
 the sequences of our own publish acknowledgements bound how many messages can have been added since.
 """
 
+import math
 from dataclasses import dataclass
 
 REFRESH_S = 2.0
+REFRESH_WHEN_FULL_S = 0.1
 OVERLOAD_RETRY_S = 1.0
 
 
@@ -22,23 +24,43 @@ class Fill:
     bytes_max: int
     asked_at: float
 
-    def share(self, sequence: int) -> float:
-        """How full the stream can be at most, if everything stored up to `sequence` is still there, 0 to 1 or more."""
-        added = max(0, sequence - self.last_sequence)
-        mean_bytes = self.bytes / self.messages if self.messages else 0.0
-        by_messages = (self.messages + added) / self.messages_max if self.messages_max > 0 else 0.0
-        by_bytes = (self.bytes + added * mean_bytes) / self.bytes_max if self.bytes_max > 0 else 0.0
+    @property
+    def share(self) -> float:
+        """How full the stream was, 0 to 1."""
+        by_messages = self.messages / self.messages_max if self.messages_max > 0 else 0.0
+        by_bytes = self.bytes / self.bytes_max if self.bytes_max > 0 else 0.0
         return max(by_messages, by_bytes)
 
+    def full_from(self, full_at: float) -> float:
+        """The first stream sequence at which the stream may be `full_at` full, if nothing were taken out meanwhile."""
+        room = math.inf
+        if self.messages_max > 0:
+            room = full_at * self.messages_max - self.messages
+        if self.bytes_max > 0 and self.messages:
+            mean_bytes = self.bytes / self.messages
+            room = min(room, (full_at * self.bytes_max - self.bytes) / mean_bytes)
+        return self.last_sequence + room
 
-def is_stale(fill: Fill | None, *, sequence: int, now: float, full_at: float) -> bool:
-    """Whether the state must be asked for again before the next submission is let through."""
-    if fill is None or now - fill.asked_at > REFRESH_S:
-        return True
-    # Close to the limit the estimate decides, so it is made sure of; but not by every submission.
-    return fill.share(sequence) >= full_at and now - fill.asked_at > REFRESH_S / 20
 
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Permission to submit, until a sequence or a time is reached: then the stream is asked again."""
 
-def admits(fill: Fill, *, sequence: int, full_at: float) -> bool:
-    """Whether a new task may be submitted."""
-    return fill.share(sequence) < full_at
+    fill: Fill
+    below_sequence: float
+    until: float
+
+    @classmethod
+    def after(cls, fill: Fill, *, full_at: float) -> "Credit":
+        below = fill.full_from(full_at)
+        # At the limit the stream is asked again soon, but not by every submission.
+        is_full = fill.last_sequence >= below
+        return cls(fill, below, fill.asked_at + (REFRESH_WHEN_FULL_S if is_full else REFRESH_S))
+
+    @property
+    def is_full(self) -> bool:
+        return self.fill.last_sequence >= self.below_sequence
+
+    def is_used_up(self, *, sequence: int, now: float) -> bool:
+        """Whether to ask again before the next submission."""
+        return now >= self.until or (sequence >= self.below_sequence and not self.is_full)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from tenacity import RetryCallState, Retrying
-from tenacity.wait import wait_base, wait_exponential_jitter
+from tenacity.wait import wait_base, wait_exponential, wait_random
 
 from contracts.outcome import AttemptEnded, Ended, Failure, FailureKind
 
-DEFAULT_WAIT: wait_base = wait_exponential_jitter(initial=0.5, max=60.0, jitter=0.5)
+DEFAULT_WAIT: wait_base = wait_exponential(multiplier=0.5, max=60.0) + wait_random(0.0, 0.5)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from contracts import wire
 from contracts.control import Runs, WhoRuns
 from contracts.errors import ContractError, NewerFormat
 from contracts.outcome import DecidedBy, Failure, FailureKind, Outcome, Status
-from contracts.subjects import ancestry, is_legal_id
+from contracts.subjects import ID_BYTES_MAX
 from contracts.task import Sender, Task
 from contracts.wire import ContentType
 from mesh import payload as payloads
@@ -37,12 +37,13 @@ from mesh.runtime.verdict import Answer, Answered, HandBack, Retry, Verdict
 log = logging.getLogger("mesh.runtime")
 
 WHO_RUNS_WITHIN_S = 0.3
+NO_ATTEMPTS = Ledger()
 
 
-async def judge(host: Host, capability: Capability[Any, Any, Any], attempt: Attempt) -> Verdict:
+async def judge(host: Host, attempt: Attempt) -> Verdict:
     """What is to be done about a delivery; runs the handler if it is to be run."""
-    delivery = attempt.delivery
-    ledger = Ledger()
+    delivery, capability = attempt.delivery, attempt.capability
+    ledger = NO_ATTEMPTS
     is_first_look = (
         delivery.delivered == 1
         and delivery.sequence > host.trusted_above
@@ -51,10 +52,10 @@ async def judge(host: Host, capability: Capability[Any, Any, Any], attempt: Atte
     if not is_first_look:
         stored = await read_result(host.bus, attempt.identity)
         if stored is not None:
-            host.metrics.duplicates.labels(capability.name, "start").inc()
+            attempt.metrics.duplicates["start"].inc()
             return Answered(stored)
     if delivery.delivered > 1:
-        host.metrics.redeliveries.labels(capability.name).inc()
+        attempt.metrics.redeliveries.inc()
         if owner := await _who_runs(host, attempt):
             return HandBack(f"running on {owner}", delay_s=host.settings.ack_wait_s)
     if not is_first_look:
@@ -70,32 +71,31 @@ async def judge(host: Host, capability: Capability[Any, Any, Any], attempt: Atte
     try:
         as_type = wire.content_type(delivery.headers.get(names.CONTENT_TYPE))
         attempt.task = envelope(delivery)
-        _, _, own_id = delivery.subject.removeprefix(host.bus.subjects.prefix + ".").split(".", 2)
-        if not is_legal_id(own_id):
+        if attempt.illegal_id:
             raise ContractError(
-                f"id {own_id[:80]!a} of {len(own_id)} characters is illegal, recorded as {attempt.identity.id}:"
-                f" an id is one token of at most 512 bytes"
+                f"id {attempt.illegal_id[:80]!a} of {len(attempt.illegal_id)} characters is illegal, recorded as"
+                f" {attempt.identity.id}: an id is one token of at most {ID_BYTES_MAX} bytes"
             )
     except NewerFormat:
         raise
     except ContractError as error:
-        return _answer(host, capability, attempt, as_type, failure=_failed(FailureKind.CONTRACT, error))
+        return _answer(host, attempt, as_type, failure=_failed(FailureKind.CONTRACT, error))
 
     attempt.number = ledger.last + 1
-    refusal = _refusal(host, capability, attempt, ledger)
+    refusal = _refusal(host, attempt, ledger)
     if refusal is not None:
         status, failure = refusal
-        return _answer(host, capability, attempt, as_type, status=status, failure=failure)
+        return _answer(host, attempt, as_type, status=status, failure=failure)
     try:
         argument = capability.input.decode(delivery.payload or b"null", as_type)
     except ContractError as error:
-        return _answer(host, capability, attempt, as_type, failure=_failed(FailureKind.CONTRACT, error))
+        return _answer(host, attempt, as_type, failure=_failed(FailureKind.CONTRACT, error))
 
     if attempt.number > 1 or capability.limits.attempts == 1:
-        ttl_s = capability.limits.result_ttl_s or host.settings.result_ttl_s
+        ttl_s = attempt.result_ttl_s(host.settings)
         if not await record_began(host.bus, attempt.identity, attempt.number, peer=host.peer, ttl_s=ttl_s):
             return HandBack("another peer began the same attempt", delay_s=host.settings.ack_wait_s / 4)
-    return await _run(host, capability, attempt, argument, as_type, ledger)
+    return await _run(host, attempt, argument, as_type, ledger)
 
 
 def envelope(delivery: Delivery) -> Task:
@@ -118,34 +118,27 @@ async def _who_runs(host: Host, attempt: Attempt) -> str:
     return ""
 
 
-def _refusal(
-    host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, ledger: Ledger
-) -> tuple[Status, Failure | None] | None:
-    cancel = host.controls.cancel_of(ancestry(attempt.identity, attempt.task.lineage))
+def _refusal(host: Host, attempt: Attempt, ledger: Ledger) -> tuple[Status, Failure | None] | None:
+    cancel = host.controls.cancel_of(attempt.identity, attempt.task.lineage)
     if cancel is not None:
         return Status.CANCELLED, None
     now = time.time()
     if attempt.task.deadline is not None and now >= attempt.task.deadline:
         return Status.EXPIRED, ledger.last_failure
-    ttl_s = capability.limits.result_ttl_s or host.settings.result_ttl_s
+    ttl_s = attempt.result_ttl_s(host.settings)
     if attempt.delivery.delivered > 1 and now - attempt.delivery.stored_at > ttl_s:
         # Its result may have been recorded and expired; running it could do it twice.
         age_s = now - attempt.delivery.stored_at
         message = f"delivered again {age_s:.0f} s after it was stored, results are kept for {ttl_s:g} s"
         return Status.FAILED, Failure(kind=FailureKind.TOO_OLD, message=message, attempts=ledger.used)
-    spent = spent_attempts(ledger, capability.limits.attempts)
+    if ledger is NO_ATTEMPTS:
+        return None
+    spent = spent_attempts(ledger, attempt.capability.limits.attempts)
     return (Status.FAILED, spent) if spent is not None else None
 
 
-async def _run(
-    host: Host,
-    capability: Capability[Any, Any, Any],
-    attempt: Attempt,
-    argument: Any,
-    as_type: ContentType,
-    ledger: Ledger,
-) -> Verdict:
-    loop = asyncio.get_running_loop()
+async def _run(host: Host, attempt: Attempt, argument: Any, as_type: ContentType, ledger: Ledger) -> Verdict:
+    loop, capability = asyncio.get_running_loop(), attempt.capability
     now, deadline = time.time(), attempt.task.deadline
     limit_s = capability.limits.timeout_s
     is_bounded_by_deadline = deadline is not None and deadline - now < limit_s
@@ -184,22 +177,20 @@ async def _run(
         limit = host.settings.payload_bytes_max
         if len(encoded) > limit:
             message = f"value of {len(encoded)} bytes exceeds {limit} bytes"
-            return _answer(
-                host, capability, attempt, as_type, failure=Failure(kind=FailureKind.TOO_LARGE, message=message)
-            )
-        return _answer(host, capability, attempt, as_type, value=encoded)
+            return _answer(host, attempt, as_type, failure=Failure(kind=FailureKind.TOO_LARGE, message=message))
+        return _answer(host, attempt, as_type, value=encoded)
     except Exception as error:  # the one place where a handler's errors become values
         if attempt.scope is not None and attempt.scope.expired() and isinstance(error, TimeoutError):
             if attempt.is_cancelled:
-                return _answer(host, capability, attempt, as_type, status=Status.CANCELLED)
+                return _answer(host, attempt, as_type, status=Status.CANCELLED)
             if is_bounded_by_deadline:
-                return _answer(host, capability, attempt, as_type, status=Status.EXPIRED)
+                return _answer(host, attempt, as_type, status=Status.EXPIRED)
             failure = Failure(
                 kind=FailureKind.TRANSIENT, error="TimeoutError", message=f"no result within {limit_s:g} s"
             )
         elif isinstance(error, (Permanent, ContractError, PublishRejected)):
             kind = FailureKind.PERMANENT if isinstance(error, Permanent) else FailureKind.CONTRACT
-            return _answer(host, capability, attempt, as_type, failure=_failed(kind, error))
+            return _answer(host, attempt, as_type, failure=_failed(kind, error))
         else:
             failure = _failed(FailureKind.TRANSIENT, error)
             after_s = error.after_s if isinstance(error, Transient) else None
@@ -207,20 +198,19 @@ async def _run(
             "%s attempt %d failed: %s: %s", attempt.identity, attempt.number, failure.error, failure.message,
             exc_info=None if isinstance(error, (Transient, TimeoutError)) else error,
         )  # fmt: skip
-    return _after_failure(host, capability, attempt, as_type, ledger, failure, after_s)
+    return _after_failure(host, attempt, as_type, ledger, failure, after_s)
 
 
 def _after_failure(
     host: Host,
-    capability: Capability[Any, Any, Any],
     attempt: Attempt,
     as_type: ContentType,
     ledger: Ledger,
     failure: Failure,
     after_s: float | None,
 ) -> Verdict:
-    used = ledger.used + 1
-    if used >= capability.limits.attempts:
+    used, limits = ledger.used + 1, attempt.capability.limits
+    if used >= limits.attempts:
         last = Failure(
             kind=FailureKind.EXHAUSTED,
             error=failure.error,
@@ -228,11 +218,11 @@ def _after_failure(
             path=failure.path,
             attempts=used,
         )
-        return _answer(host, capability, attempt, as_type, failure=last)
-    pause_s = wait_s(capability.limits.wait, used) if after_s is None else max(0.0, after_s)
+        return _answer(host, attempt, as_type, failure=last)
+    pause_s = wait_s(limits.wait, used) if after_s is None else max(0.0, after_s)
     deadline = attempt.task.deadline
     if deadline is not None and time.time() + pause_s >= deadline:
-        return _answer(host, capability, attempt, as_type, status=Status.EXPIRED, failure=failure)
+        return _answer(host, attempt, as_type, status=Status.EXPIRED, failure=failure)
     return Retry(failure, pause_s)
 
 
@@ -272,7 +262,6 @@ async def _in_thread(capability: Capability[Any, Any, Any], argument: Any, conte
 
 def _answer(
     host: Host,
-    capability: Capability[Any, Any, Any],
     attempt: Attempt,
     as_type: ContentType,
     *,
@@ -281,7 +270,7 @@ def _answer(
     failure: Failure | None = None,
 ) -> Answer:
     now = time.time()
-    context, agent = attempt.context, capability.agent
+    context, agent = attempt.context, attempt.capability.agent
     started_at = attempt.started_at or now
     decided = context.decided_by if context is not None else None
     if failure is not None and not failure.attempts:

@@ -10,7 +10,7 @@ from contracts import headers as names
 from contracts import wire
 from contracts.control import Cancel
 from contracts.errors import ContractError
-from contracts.subjects import Identity, Subjects, parse_cancel, parse_pause
+from contracts.subjects import Identity, Subjects, ancestry, parse_cancel, parse_pause
 from mesh.bus.control import is_deleted
 from mesh.bus.records import Stored
 
@@ -47,11 +47,11 @@ class Controls:
     def known(self) -> set[str]:
         return set(self._sequences)
 
-    def cancel_of(self, ancestry: Iterable[Identity]) -> Cancel | None:
+    def cancel_of(self, task: Identity, lineage: tuple[str, ...]) -> Cancel | None:
         """The cancel that covers a task: its own, or one of an ancestor's."""
         if not self._cancelled:
             return None
-        for identity in ancestry:
+        for identity in ancestry(task, lineage):
             found = self._cancelled.get(identity)
             if found is not None and time.time() - found.at < self._cancel_ttl_s:
                 return found

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import IO
 
 from mesh.bus.beats import BeatTable
 from mesh.bus.connection import plain_options, server_addresses
@@ -31,20 +32,19 @@ class Heartbeat:
     def __init__(self, settings: Settings, *, rows: int) -> None:
         self._settings = settings
         self._rows = rows
-        self._file = tempfile.TemporaryFile(prefix="mesh-beats-")  # noqa: SIM115  # lives as long as the peer
-        self._file.truncate(BeatTable.size(rows))
-        self._table = BeatTable(mmap.mmap(self._file.fileno(), 0), slots=rows)
+        self._file: IO[bytes]
+        self._table: BeatTable
         self.every_s = settings.ack_wait_s / BEATS_PER_ACK_WAIT
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The heartbeat process, started again if it ends, until left."""
-        first = await self._start()
-        try:
+        with tempfile.TemporaryFile(prefix="mesh-beats-") as self._file:
+            self._file.truncate(BeatTable.size(self._rows))
+            self._table = BeatTable(mmap.mmap(self._file.fileno(), 0), slots=self._rows)
+            first = await self._start()
             async with serving(self._keep(first)):
                 yield
-        finally:
-            self._file.close()
 
     def begin(self, delivery: Delivery, *, for_s: float) -> int:
         """Speak for a delivery for `for_s` seconds at most. Returns its row.

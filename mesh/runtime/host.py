@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contracts.event import Event, EventKind
-from contracts.subjects import Identity, ancestry
+from contracts.subjects import Identity
 from contracts.task import Task
 from mesh.bus.connection import Bus
 from mesh.bus.pull import Delivery
 from mesh.bus.records import RETRY_S
 from mesh.bus.replies import ApiError
+from mesh.capability import Capability
 from mesh.context import BlockingContext, Context
 from mesh.errors import BusUnavailable, PublishUnconfirmed
 from mesh.runtime.controls import Controls
 from mesh.runtime.heartbeat import Heartbeat
 from mesh.settings import Settings
-from mesh.telemetry.metrics import Metrics
+from mesh.telemetry.metrics import CapabilityMetrics, Metrics
 
 log = logging.getLogger("mesh.runtime")
 
@@ -28,17 +29,24 @@ NOTHING_TRUSTED = 2**63
 
 @dataclass(slots=True)
 class Attempt:
-    """One task in the hands of this peer. `delivery` is the latest hand-over of it."""
+    """One task in the hands of this peer. `delivery` is the latest hand-over of it, `row` its heartbeat's."""
 
     identity: Identity
+    capability: Capability[Any, Any, Any]
+    metrics: CapabilityMetrics
     delivery: Delivery
     row: int
+    illegal_id: str = ""
     task: Task = field(default_factory=Task)
     number: int = 1
     started_at: float = 0.0
     context: Context | BlockingContext | None = None
     scope: asyncio.Timeout | None = None
     is_cancelled: bool = False
+
+    def result_ttl_s(self, settings: Settings) -> float:
+        """How long the records of this task are kept."""
+        return self.capability.limits.result_ttl_s or settings.result_ttl_s
 
     def cancel(self) -> None:
         """End the handler: its scope times out now, and the attempt knows why."""
@@ -81,7 +89,7 @@ class Host:
     def cancel_running(self) -> None:
         """End what runs here and was cancelled meanwhile."""
         for attempt in self.running.values():
-            if not attempt.is_cancelled and self.controls.cancel_of(ancestry(attempt.identity, attempt.task.lineage)):
+            if not attempt.is_cancelled and self.controls.cancel_of(attempt.identity, attempt.task.lineage):
                 attempt.cancel()
 
     def distrust(self) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from contracts.card import Load
-from contracts.errors import ContractError, NewerFormat
+from contracts.errors import NewerFormat
 from contracts.event import EventKind
 from contracts.subjects import Identity, is_legal_id, stand_in
 from mesh.bus.commit import nak
@@ -37,6 +37,7 @@ class Intake:
         self.in_flight = 0
         self.queue_depth = 0
         self._host = host
+        self._metrics = host.metrics.of(capability.name, capability.agent.version)
         self._slots = capability.limits.concurrency
         self._room = asyncio.Semaphore(self._slots)
         self._service = ServiceTime()
@@ -119,13 +120,13 @@ class Intake:
 
     def _arrived(self, delivery: Delivery) -> None:
         self.queue_depth = delivery.pending
-        identity = self._identity(delivery.subject)
+        identity, illegal_id = self._identity(delivery.subject)
         running = self._host.running.get(identity)
         if running is not None:
             # The same task again while it runs here: the newer hand-over is the one to settle.
             running.delivery = delivery
             self._host.heartbeat.change(running.row, delivery, for_s=self._speak_for_s())
-            self._host.metrics.redeliveries.labels(self.capability.name).inc()
+            self._metrics.redeliveries.inc()
             self._wanted.set()
             return
         try:
@@ -133,7 +134,7 @@ class Intake:
         except IndexError:
             self._fibers.create_task(nak(self._host.bus, delivery, delay_s=1.0))
             return
-        attempt = Attempt(identity, delivery, row)
+        attempt = Attempt(identity, self.capability, self._metrics, delivery, row, illegal_id)
         self._host.running[identity] = attempt
         self.in_flight += 1
         self._idle.clear()
@@ -142,16 +143,16 @@ class Intake:
         fiber.add_done_callback(self._handling.discard)
 
     async def _handle(self, attempt: Attempt) -> None:
-        host, capability = self._host, self.capability
+        host = self._host
         try:
             verdict: Verdict
             try:
                 async with self._room:
-                    verdict = await judge(host, capability, attempt)
+                    verdict = await judge(host, attempt)
             except asyncio.CancelledError:
                 # Hand it back now, or the next peer waits for ack_wait.
                 was_started = attempt.started_at > 0
-                await settle(host, capability, attempt, HandBack("draining", was_started=was_started))
+                await settle(host, attempt, HandBack("draining", was_started=was_started))
                 raise
             except NewerFormat as error:
                 log.warning("%s is left to a newer peer: %s", attempt.identity, error)
@@ -162,7 +163,7 @@ class Intake:
                 self._service = self._service.after(time.time() - attempt.started_at)
                 if attempt.number > 1 or attempt.delivery.delivered > 1:
                     await host.tell(EventKind.TAKEN_OVER, attempt.identity)
-            await settle(host, capability, attempt, verdict)
+            await settle(host, attempt, verdict)
         finally:
             host.heartbeat.end(attempt.row)
             del host.running[attempt.identity]
@@ -182,14 +183,12 @@ class Intake:
             self._idle.set()
         self._wanted.set()
 
-    def _identity(self, subject: str) -> Identity:
-        try:
-            address = self._host.bus.subjects.parse(subject)
-        except ContractError:
-            return Identity(self.capability.name, stand_in(subject))
-        if not is_legal_id(address.id):
-            return Identity(address.capability, stand_in(address.id))
-        return address.identity
+    def _identity(self, subject: str) -> tuple[Identity, str]:
+        """Whose records a delivery's are, and its own id where that is illegal."""
+        address = self._host.bus.subjects.parse(subject)
+        if is_legal_id(address.id):
+            return address.identity, ""
+        return Identity(address.capability, stand_in(address.id)), address.id
 
     def _speak_for_s(self) -> float:
         return self.capability.limits.timeout_s + TIMEOUT_SLACK_S

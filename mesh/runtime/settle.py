@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import Any, assert_never
+from typing import assert_never
 
 import msgspec
 
@@ -15,7 +15,6 @@ from contracts.wire import ContentType
 from mesh.bus.commit import ack, bury, commit, nak, read_outcome, relay
 from mesh.bus.ledger import record_ended
 from mesh.bus.records import Stored
-from mesh.capability import Capability
 from mesh.errors import PublishRejected
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.verdict import Answer, Answered, HandBack, Retry, Verdict
@@ -27,17 +26,17 @@ HOLD_S = 7 * 86_400.0
 RECORD_OVERHEAD_BYTES = 4_096
 
 
-async def settle(host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, verdict: Verdict) -> None:
+async def settle(host: Host, attempt: Attempt, verdict: Verdict) -> None:
     """Carry a verdict out. Cancelled midway, the message comes again and its record is found."""
     match verdict:
         case Answer(outcome):
-            await _answer(host, capability, attempt, outcome)
+            await _answer(host, attempt, outcome)
         case Answered(stored):
-            await _finish_found(host, capability, attempt, stored)
+            await _finish_found(host, attempt, stored)
         case Retry(failure, after_s):
-            await _retry(host, capability, attempt, failure, after_s)
+            await _retry(host, attempt, failure, after_s)
         case HandBack(reason, delay_s, was_started):
-            await _hand_back(host, capability, attempt, reason, delay_s, was_started=was_started)
+            await _hand_back(host, attempt, reason, delay_s, was_started=was_started)
         case _:
             assert_never(verdict)
 
@@ -46,79 +45,81 @@ def stored_type(headers: dict[str, str]) -> ContentType:
     return wire.content_type(headers.get(names.CONTENT_TYPE))
 
 
-async def _answer(host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, outcome: Outcome) -> None:
-    metrics, name = host.metrics, capability.name
-    host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
+async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
+    metrics = attempt.metrics
     try:
         as_type = stored_type(attempt.delivery.headers)
     except ContractError:
         as_type = "application/json"
-    ttl_s = capability.limits.result_ttl_s or host.settings.result_ttl_s
+    ttl_s = attempt.result_ttl_s(host.settings)
     record = wire.encode(outcome, as_type)
     room = host.bus.nc.max_payload - RECORD_OVERHEAD_BYTES
     if len(record) > room:
         outcome = _too_large(outcome, f"record of {len(record)} bytes, sends included, exceeds {room} bytes")
         record = wire.encode(outcome, as_type)
+
+    def held() -> None:
+        host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
+
     began = time.perf_counter()
     try:
-        found = await commit(host.bus, attempt.identity, record, ttl_s=ttl_s, as_type=as_type)
+        found = await commit(host.bus, attempt.identity, record, ttl_s=ttl_s, as_type=as_type, held=held)
     except PublishRejected as error:
         outcome = _too_large(outcome, f"the server refuses the record: {error}")
-        found = await commit(host.bus, attempt.identity, wire.encode(outcome, as_type), ttl_s=ttl_s, as_type=as_type)
-    metrics.commit_s.labels(name).observe(time.perf_counter() - began)
+        found = await commit(
+            host.bus, attempt.identity, wire.encode(outcome, as_type), ttl_s=ttl_s, as_type=as_type, held=held
+        )
+    metrics.commit_s.observe(time.perf_counter() - began)
     if found is not None:
-        metrics.duplicates.labels(name, "commit").inc()
-        await _finish_found(host, capability, attempt, found)
+        metrics.duplicates["commit"].inc()
+        await _finish_found(host, attempt, found)
     else:
-        metrics.tasks.labels(name, capability.agent.version, outcome.status).inc()
-        metrics.queue_s.labels(name).observe(outcome.queue_s)
-        metrics.run_s.labels(name).observe(outcome.run_s)
+        metrics.tasks[outcome.status].inc()
+        metrics.queue_s.observe(outcome.queue_s)
+        metrics.run_s.observe(outcome.run_s)
         if outcome.status is Status.CANCELLED:
             await host.tell(EventKind.CANCELLED, attempt.identity)
-        await _finish(host, capability, attempt, outcome, as_type)
+        await _finish(host, attempt, outcome, as_type)
 
 
-async def _finish_found(host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, found: Stored) -> None:
+async def _finish_found(host: Host, attempt: Attempt, found: Stored) -> None:
     try:
         outcome = read_outcome(found)
     except NewerFormat:
         # What it sends is not ours to read: a newer peer relays it.
-        await _hand_back(host, capability, attempt, "newer format", host.settings.ack_wait_s, was_started=False)
+        await _hand_back(host, attempt, "newer format", host.settings.ack_wait_s, was_started=False)
     except ContractError as error:
         log.error("%s has a malformed result, which stands: %s", attempt.identity, error)
         await ack(host.bus, attempt.delivery)
     else:
-        await _finish(host, capability, attempt, outcome, stored_type(found.headers))
+        await _finish(host, attempt, outcome, stored_type(found.headers))
 
 
-async def _finish(
-    host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, outcome: Outcome, as_type: ContentType
-) -> None:
+async def _finish(host: Host, attempt: Attempt, outcome: Outcome, as_type: ContentType) -> None:
     if outcome.sends:
-        await relay(host.bus, outcome, as_type=as_type)
+        host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
+        repeated = await relay(host.bus, outcome, as_type=as_type)
+        attempt.metrics.duplicates["submit"].inc(repeated)
     if outcome.status is Status.FAILED and outcome.failure is not None:
         ttl_s = host.settings.dead_letter_ttl_s
         if await bury(host.bus, attempt.identity, attempt.delivery, outcome.failure, ttl_s=ttl_s):
-            host.metrics.dead_letters.labels(capability.name, outcome.failure.kind).inc()
+            attempt.metrics.dead_lettered(outcome.failure.kind)
             log.warning("%s is a dead letter: %s: %s", attempt.identity, outcome.failure.kind, outcome.failure.message)
             await host.tell(EventKind.DEAD_LETTERED, attempt.identity, outcome.failure.message)
     await ack(host.bus, attempt.delivery)
 
 
-async def _retry(
-    host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, failure: Failure, after_s: float
-) -> None:
+async def _retry(host: Host, attempt: Attempt, failure: Failure, after_s: float) -> None:
     now = time.time()
     end = AttemptEnded(how=Ended.FAILED, peer=host.peer, at=now, retry_at=now + after_s, failure=failure)
-    await _record_ended(host, capability, attempt, end)
-    host.metrics.retries.labels(capability.name).inc()
+    await _record_ended(host, attempt, end)
+    attempt.metrics.retries.inc()
     await host.tell(EventKind.RETRIED, attempt.identity, failure.message)
     await _return(host, attempt, delay_s=max(0.0, end.at + after_s - time.time()))
 
 
 async def _hand_back(
     host: Host,
-    capability: Capability[Any, Any, Any],
     attempt: Attempt,
     reason: str,
     delay_s: float,
@@ -126,16 +127,15 @@ async def _hand_back(
     was_started: bool,
 ) -> None:
     if was_started:
-        await _record_ended(
-            host, capability, attempt, AttemptEnded(how=Ended.HANDED_BACK, peer=host.peer, at=time.time())
-        )
+        end = AttemptEnded(how=Ended.HANDED_BACK, peer=host.peer, at=time.time())
+        await _record_ended(host, attempt, end)
         await host.tell(EventKind.HANDED_BACK, attempt.identity, reason)
-    host.metrics.handed_back.labels(capability.name, reason.partition(" on ")[0]).inc()
+    attempt.metrics.handed_back(reason.partition(" on ")[0])
     await _return(host, attempt, delay_s=delay_s)
 
 
-async def _record_ended(host: Host, capability: Capability[Any, Any, Any], attempt: Attempt, end: AttemptEnded) -> None:
-    ttl_s = capability.limits.result_ttl_s or host.settings.result_ttl_s
+async def _record_ended(host: Host, attempt: Attempt, end: AttemptEnded) -> None:
+    ttl_s = attempt.result_ttl_s(host.settings)
     await record_ended(host.bus, attempt.identity, attempt.number, end, ttl_s=ttl_s)
 
 

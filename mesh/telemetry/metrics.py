@@ -11,9 +11,33 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from contracts.outcome import Status
+
 QUEUE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
 RUN_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+
+
+class CapabilityMetrics:
+    """The metrics of one capability, their labels looked up once."""
+
+    def __init__(self, metrics: "Metrics", capability: str, version: str) -> None:
+        self._metrics = metrics
+        self._capability = capability
+        self.tasks = {status: metrics.tasks.labels(capability, version, status) for status in Status}
+        self.queue_s = metrics.queue_s.labels(capability)
+        self.run_s = metrics.run_s.labels(capability)
+        self.commit_s = metrics.commit_s.labels(capability)
+        self.redeliveries = metrics.redeliveries.labels(capability)
+        self.retries = metrics.retries.labels(capability)
+        self.revived = metrics.revived.labels(capability)
+        self.duplicates = {at: metrics.duplicates.labels(capability, at) for at in ("submit", "start", "commit")}
+
+    def handed_back(self, reason: str) -> None:
+        self._metrics.handed_back.labels(self._capability, reason).inc()
+
+    def dead_lettered(self, reason: str) -> None:
+        self._metrics.dead_letters.labels(self._capability, reason).inc()
 
 
 class Metrics:
@@ -86,6 +110,10 @@ class Metrics:
         )
         build = Gauge("mesh_build", "Version of this peer.", ("version", "python"), registry=self.registry)
         build.labels(distribution_version(), platform.python_version()).set(1)
+
+    def of(self, capability: str, version: str) -> CapabilityMetrics:
+        """The metrics of one capability, shown from the start at zero."""
+        return CapabilityMetrics(self, capability, version)
 
     def watch(self, read: Callable[[], Iterator[GaugeMetricFamily]]) -> None:
         """Have `read` called at every scrape for gauges that are derived from the runtime's state."""

@@ -1,0 +1,1 @@
+"""Programs and configuration for those who run and measure a mesh."""

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints a ratio against something run in the same call."""
