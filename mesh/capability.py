@@ -71,7 +71,6 @@ class Capability(Generic[I, O, Called]):
         self.description = (inspect.getdoc(handler) or "").partition("\n\n")[0].replace("\n", " ")
         self.is_async = inspect.iscoroutinefunction(handler)
         signature = _Signature.of(name, handler, is_async=self.is_async)
-        self.takes_payload = signature.payload is not None
         self.input: Shape[I] = signature.shape("payload", signature.payload_type)
         self.output: Shape[O] = signature.shape("return type", signature.returns)
         self.call: Callable[[Any, Context | BlockingContext], Any] = signature.caller(handler)

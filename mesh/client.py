@@ -341,11 +341,10 @@ class Mesh:
     ) -> Handle[Any]:
         if isinstance(capability, Capability):
             name, shape = capability.name, capability.output
-            if capability.takes_payload or payload is not None:
-                capability.input.check(payload)
+            encoded = capability.input.encode(payload, content_type)
         else:
             name, shape = check_capability(capability), _shape(returns)
-        encoded = payloads.encode(payload, content_type)
+            encoded = payloads.encode(payload, content_type)
         if len(encoded) > self.bus.settings.payload_bytes_max:
             raise ContractError(f"payload of {len(encoded)} bytes exceeds {self.bus.settings.payload_bytes_max} bytes")
         if deadline_s is not None and deadline_s <= 0:

@@ -11,18 +11,23 @@ async def serving(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[async
     """Run coroutines beside a block, and cancel them, and all that it adds to the group, when it is left.
 
     What the block raises comes out as it is, where a bare `TaskGroup` would wrap it: callers catch it by its
-    type. A fiber that fails cancels the block and comes out as an `ExceptionGroup`.
+    type. A fiber that fails cancels the block, and its error comes out instead.
     """
     raised: BaseException | None = None
     group = _Tracking()
-    async with group:
-        for coroutine in coroutines:
-            group.create_task(coroutine)
-        try:
-            yield group
-        except BaseException as error:  # noqa: BLE001  # raised again when the fibers have ended
-            raised = error
-        group.cancel_all()
+    try:
+        async with group:
+            for coroutine in coroutines:
+                group.create_task(coroutine)
+            try:
+                yield group
+            except BaseException as error:  # noqa: BLE001  # raised again when the fibers have ended
+                raised = error
+            group.cancel_all()
+    except BaseExceptionGroup as failed:
+        if len(failed.exceptions) > 1:
+            raise
+        raise failed.exceptions[0] from None
     if raised is not None:
         raise raised
 

@@ -4,6 +4,9 @@ msgspec structs, builtins and dataclasses go through msgspec as they are; pydant
 through their own validation.
 """
 
+import inspect
+import re
+from collections.abc import Iterable
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -41,34 +44,25 @@ class Shape(Generic[T]):
         """
         try:
             decoded: T = self._msgpack.decode(data) if as_type == wire.MSGPACK else self._json.decode(data)
-        except pydantic.ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            path = "$" + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
-            raise ContractError(f"{first['msg']} - at `{path}`", path=path) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise wire.contract_error(error) from error
+            raise _contract_error(error) from error
         return decoded
 
-    def check(self, value: Any) -> None:
-        """Refuse a value that is not of this type.
+    def encode(self, value: Any, as_type: ContentType = "application/json") -> bytes:
+        """The value as bytes that decode to this type again; equal values give equal bytes.
 
         Raises:
-            ContractError: it is not; the message names the field's path.
+            ContractError: the value is not of this type, or holds something that cannot travel.
         """
-        if self.annotation is Any:
-            return
-        try:
-            msgspec.convert(
-                msgspec.to_builtins(value, enc_hook=_encode_foreign), self.annotation, dec_hook=_decode_foreign
-            )
-        except pydantic.ValidationError as error:
-            raise ContractError(str(error)) from error
-        except msgspec.ValidationError as error:
-            raise wire.contract_error(error) from error
+        encoded = encode(value, as_type)
+        if self.annotation is not Any:
+            self.decode(encoded, as_type)
+        return encoded
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of the type, self-contained."""
-        return msgspec.json.schema(self.annotation, schema_hook=_foreign_schema)
+        (schema,), definitions = schemas([self.annotation])
+        return {**schema, "$defs": definitions} if definitions else schema
 
     def __repr__(self) -> str:
         return f"Shape({_name(self.annotation)})"
@@ -86,9 +80,32 @@ def encode(value: Any, as_type: ContentType = "application/json") -> bytes:
         raise ContractError(f"{type(value).__name__} cannot travel: {error}") from error
 
 
+def schemas(
+    annotations: Iterable[Any], ref_template: str = "#/$defs/{name}"
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """JSON Schemas of several types in their order, and the definitions that they refer to, by name."""
+    definitions: dict[str, dict[str, Any]] = {}
+
+    def foreign(annotation: type[Any]) -> dict[str, Any]:
+        if not (isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)):
+            raise NotImplementedError(f"{_name(annotation)} has no JSON Schema")
+        # Under the model's full name: pydantic names what is nested only apart from its own.
+        owner = re.sub(r"[^\w.-]", "_", f"{annotation.__module__}.{annotation.__name__}")
+        schema = annotation.model_json_schema(ref_template=ref_template.replace("{name}", f"{owner}.{{model}}"))
+        nested = schema.pop("$defs", {})
+        definitions.update({f"{owner}.{name}": definition for name, definition in nested.items()})
+        return schema
+
+    described, components = msgspec.json.schema_components(annotations, schema_hook=foreign, ref_template=ref_template)
+    for component in components.values():
+        if "description" in component:
+            component["description"] = inspect.cleandoc(component["description"])
+    return list(described), {**components, **definitions}
+
+
 def _encode_foreign(value: Any) -> Any:
     if isinstance(value, pydantic.BaseModel):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", by_alias=True)
     raise NotImplementedError(f"objects of type {type(value).__name__} cannot be encoded")
 
 
@@ -98,10 +115,14 @@ def _decode_foreign(annotation: type[Any], value: Any) -> Any:
     raise NotImplementedError(f"{_name(annotation)} cannot be decoded")
 
 
-def _foreign_schema(annotation: type[Any]) -> dict[str, Any]:
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-        return annotation.model_json_schema()
-    raise NotImplementedError(f"{_name(annotation)} has no JSON Schema")
+def _contract_error(error: Exception) -> ContractError:
+    told = wire.contract_error(error)
+    cause = error.__cause__
+    if not isinstance(cause, pydantic.ValidationError):
+        return told
+    first = cause.errors(include_url=False, include_input=False)[0]
+    path = (told.path or "$") + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    return ContractError(f"{first['msg']} - at `{path}`", path=path)
 
 
 _json_encoder = msgspec.json.Encoder(enc_hook=_encode_foreign, order="deterministic")

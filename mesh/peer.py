@@ -91,7 +91,7 @@ class Peer:
             publish_event=self._publish_event,
         )
         self.host.controls.on_change.append(self.host.cancel_running)
-        self.intakes = [Intake(self.host, capability, on_lost=self._shaken) for capability in capabilities]
+        self.intakes = [Intake(self.host, capability, on_lost=self._shake) for capability in capabilities]
         self.broker = self._broker()
         self.app = FastStream(
             self.broker,

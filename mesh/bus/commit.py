@@ -19,7 +19,7 @@ from mesh.bus.pull import Delivery
 from mesh.bus.records import Stored, read, read_past
 from mesh.bus.submit import guard, task_headers
 from mesh.bus.topology import NANOS
-from mesh.errors import BusUnavailable, PublishUnconfirmed, SequenceConflict, StreamFull
+from mesh.errors import BusUnavailable, PublishRejected, PublishUnconfirmed, SequenceConflict, StreamFull
 
 log = logging.getLogger("mesh.bus")
 
@@ -128,12 +128,13 @@ async def bury(bus: Bus, task: Identity, delivery: Delivery, failure: Failure, *
         for name, value in delivery.headers.items()
         if name in (names.TASK, names.CONTENT_TYPE, names.TRACEPARENT, names.TRACESTATE)
     }
-    return await create_once(
-        bus,
-        bus.subjects.dead_letter(task),
-        delivery.payload,
-        {**kept, names.DEAD: wire.encode(failure).decode(), names.TTL: ttl(ttl_s)},
-    )
+    headers = {**kept, names.DEAD: wire.encode(failure).decode(), names.TTL: ttl(ttl_s)}
+    subject = bus.subjects.dead_letter(task)
+    try:
+        return await create_once(bus, subject, delivery.payload, headers)
+    except PublishRejected as error:
+        log.error("%s is kept without its payload of %d bytes: %s", subject, len(delivery.payload), error)
+        return await create_once(bus, subject, b"", headers)
 
 
 async def read_result(bus: Bus, task: Identity) -> Stored | None:

@@ -27,6 +27,9 @@ from mesh.settings import Settings
 
 log = logging.getLogger("mesh.bus")
 
+HEADER_FRAME_BYTES = len("NATS/1.0\r\n\r\n")
+HEADER_ROOM_BYTES = 64 * 1024
+"""Payloads this close to the server's limit are measured with their headers."""
 REPLY_WITHIN_S = 5.0
 """How long an answer is waited for before the request counts as unconfirmed."""
 
@@ -53,6 +56,7 @@ class Bus:
         self._on_reconnect: list[Callable[[], None]] = []
         self._last_error = ""
         self._is_leaving = False
+        self._closed = asyncio.Event()
 
     # Life.
 
@@ -68,6 +72,7 @@ class Bus:
             "error_cb": self._on_error,
             "disconnected_cb": self._on_disconnected,
             "reconnected_cb": self._on_reconnected,
+            "closed_cb": self._on_closed,
         }
 
     @classmethod
@@ -105,7 +110,7 @@ class Bus:
         self._cut = len(self._inbox) + 1
         await nc.subscribe(f"{self._inbox}.*", cb=self._answered)
         try:
-            async with serving(self._expire()):
+            async with serving(self._expire(), self._until_closed()):
                 yield
         finally:
             self._is_leaving = True
@@ -132,12 +137,16 @@ class Bus:
             BusUnavailable: the connection is gone and its buffer is full, or it was closed.
             PublishRejected: the message is larger than the server takes.
         """
+        limit = self.nc.max_payload
+        if len(data) + HEADER_ROOM_BYTES > limit:
+            # The server counts headers in, and closes the connection on one that is over.
+            size = len(data) + sum(
+                len(name.encode()) + len(value.encode()) + 4 for name, value in (headers or {}).items()
+            )
+            if size + 16 > limit:
+                raise PublishRejected(f"message of {size} bytes, headers included, exceeds the server's {limit} bytes")
         try:
             await self.nc.publish(subject, data, reply=reply, headers=headers)
-        except nats.errors.MaxPayloadError:
-            raise PublishRejected(
-                f"message of {len(data)} bytes exceeds the server's {self.nc.max_payload} bytes"
-            ) from None
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailable(f"cannot publish to {subject}: {error or type(error).__name__}") from error
 
@@ -262,6 +271,15 @@ class Bus:
         log.info("%s: reconnected", self.name)
         for callback in list(self._on_reconnect):
             callback()
+
+    async def _on_closed(self) -> None:
+        self._closed.set()
+
+    async def _until_closed(self) -> None:
+        # nats-py reconnects for ever, but gives up for good on some errors, credentials taken away among them.
+        await self._closed.wait()
+        if not self._is_leaving:
+            raise BusUnavailable(f"{self.name}: the connection was closed for good: {self._last_error or 'no reason'}")
 
     async def _on_error(self, error: Exception) -> None:
         self._last_error = str(error) or type(error).__name__

@@ -17,6 +17,7 @@ from mesh.bus.connection import Bus
 from mesh.bus.records import read_many
 from mesh.resilience.retry import Ledger
 
+_FIRST_PAGE = 2
 _PAGE = 8
 
 
@@ -24,9 +25,9 @@ async def read_ledger(bus: Bus, task: Identity, *, is_redelivered: bool) -> Ledg
     """Everything on record about a task's earlier attempts."""
     began: set[int] = set()
     ended: list[tuple[int, AttemptEnded]] = []
-    first = 1
+    first, count = 1, _FIRST_PAGE
     while True:
-        numbers = range(first, first + _PAGE)
+        numbers = range(first, first + count)
         found = await read_many(
             bus, [_subject(bus, task, word, number) for number in numbers for word in ("began", "ended")]
         )
@@ -35,9 +36,10 @@ async def read_ledger(bus: Bus, task: Identity, *, is_redelivered: bool) -> Ledg
                 began.add(number)
             if end is not None:
                 ended.append((number, wire.decode(AttemptEnded, end.data)))
+        # Attempts are numbered without gaps, but the first, which may have left no record.
         if found[-1] is None and found[-2] is None:
             return Ledger(frozenset(began), tuple(ended), is_redelivered)
-        first += _PAGE
+        first, count = first + count, _PAGE
 
 
 async def record_began(bus: Bus, task: Identity, number: int, *, peer: str, ttl_s: float) -> bool:

@@ -110,8 +110,13 @@ class Pull:
         """Take every offer back. Messages already handed over are still delivered, or come again."""
         subscription, self._subscription = self._subscription, None
         self.offered = 0
-        if subscription is not None:
-            with contextlib.suppress(nats.errors.Error, OSError):
+        if subscription is None:
+            return
+        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+            if self._bus.is_connected:
+                # What the server sent before it heard of the end is still handed over, not left to ack_wait.
+                await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py leaves it untyped
+            else:
                 await subscription.unsubscribe()
 
     async def resume(self) -> None:
@@ -161,6 +166,7 @@ class Pull:
             if not self._renew.is_set() and not is_silent:
                 continue
             if is_silent:
+                self._on_lost()
                 log.info("%s: silent for %g s, pulling anew", self._next, SILENT_AFTER_S)
             await self._bus.until_connected()
             if self._subscription is None:

@@ -109,9 +109,6 @@ def streams(settings: Settings) -> tuple[Spec, Spec]:
 def consumer(settings: Settings, capability: str, lane: str = "") -> Spec:
     """The durable consumer that all peers of a capability pull from."""
     subjects = settings.subjects
-    filters = [subjects.tasks_of(capability, lane)]
-    if not lane:
-        filters.append(subjects.wakes_of(capability))
     name = consumer_name(capability, lane)
     return Spec(
         "consumer",
@@ -125,7 +122,7 @@ def consumer(settings: Settings, capability: str, lane: str = "") -> Spec:
             "max_deliver": -1,
             "max_ack_pending": 100_000,
             "max_waiting": 8_192,
-            "filter_subjects": filters,
+            "filter_subjects": [subjects.tasks_of(capability, lane)],
             "priority_groups": [PRIORITY_GROUP],
             "priority_policy": "prioritized",
         },

@@ -39,6 +39,11 @@ class Ledger:
         return len(known - closed)
 
     @property
+    def is_last_open(self) -> bool:
+        """Whether the last attempt may still run somewhere: nothing tells of its end."""
+        return self.last not in {number for number, _ in self.ended}
+
+    @property
     def used(self) -> int:
         """Attempts that count against the limit: failures and crashes, never clean hand-backs."""
         return self.failures + self.crashes

@@ -18,11 +18,11 @@ from contracts import headers as names
 from contracts import wire
 from contracts.control import Runs, WhoRuns
 from contracts.errors import ContractError, NewerFormat
+from contracts.event import EventKind
 from contracts.outcome import DecidedBy, Failure, FailureKind, Outcome, Status
 from contracts.subjects import ID_BYTES_MAX
 from contracts.task import Sender, Task
 from contracts.wire import ContentType
-from mesh import payload as payloads
 from mesh.bus.commit import read_result
 from mesh.bus.ledger import read_ledger, record_began
 from mesh.bus.pull import Delivery
@@ -54,16 +54,15 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
         if stored is not None:
             attempt.metrics.duplicates["start"].inc()
             return Answered(stored)
-    if delivery.delivered > 1:
-        attempt.metrics.redeliveries.inc()
-        if owner := await _who_runs(host, attempt):
-            return HandBack(f"running on {owner}", delay_s=host.settings.ack_wait_s)
-    if not is_first_look:
         ledger = await read_ledger(
             host.bus,
             attempt.identity,
             is_redelivered=delivery.delivered > 1 and capability.limits.attempts > 1,
         )
+        if delivery.delivered > 1:
+            attempt.metrics.redeliveries.inc()
+            if ledger.is_last_open and (owner := await _who_runs(host, attempt)):
+                return HandBack(f"running on {owner}", delay_s=host.settings.ack_wait_s)
         if (wait := ledger.retry_at - time.time()) > 0.05:
             return HandBack("its retry is not due", delay_s=wait)
 
@@ -95,6 +94,8 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
         ttl_s = attempt.result_ttl_s(host.settings)
         if not await record_began(host.bus, attempt.identity, attempt.number, peer=host.peer, ttl_s=ttl_s):
             return HandBack("another peer began the same attempt", delay_s=host.settings.ack_wait_s / 4)
+        if ledger.crashes:
+            await host.tell(EventKind.TAKEN_OVER, attempt.identity)
     return await _run(host, attempt, argument, as_type, ledger)
 
 
@@ -173,7 +174,7 @@ async def _run(host: Host, attempt: Attempt, argument: Any, as_type: ContentType
                 value = await _in_thread(capability, argument, context)
             else:
                 value = await capability.call(argument, context)
-        encoded = payloads.encode(value, as_type)
+        encoded = capability.output.encode(value, as_type)
         limit = host.settings.payload_bytes_max
         if len(encoded) > limit:
             message = f"value of {len(encoded)} bytes exceeds {limit} bytes"

@@ -110,3 +110,4 @@ class Heartbeat:
         finally:
             with suppress(ProcessLookupError):
                 process.kill()
+            await process.wait()

@@ -3,19 +3,18 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from contracts.card import Load
 from contracts.errors import NewerFormat
-from contracts.event import EventKind
 from contracts.subjects import Identity, is_legal_id, stand_in
 from mesh.bus.commit import nak
 from mesh.bus.pull import Delivery, Pull
 from mesh.capability import Capability
 from mesh.context import BlockingContext
-from mesh.errors import BusUnavailable, PublishUnconfirmed
+from mesh.errors import BusUnavailable, PublishRejected, PublishUnconfirmed
 from mesh.fibers import serving
 from mesh.runtime.attempt import judge
 from mesh.runtime.host import Attempt, Host
@@ -27,12 +26,14 @@ from mesh.scheduling.credit import slots_to_offer
 log = logging.getLogger("mesh.runtime")
 
 TIMEOUT_SLACK_S = 5.0
+HAND_BACK_WITHIN_S = 3.0
+REFUSED_AGAIN_S = 30.0
 
 
 class Intake:
     """The slots of one capability and what runs in them."""
 
-    def __init__(self, host: Host, capability: Capability[Any, Any, Any], *, on_lost: asyncio.Event) -> None:
+    def __init__(self, host: Host, capability: Capability[Any, Any, Any], *, on_lost: Callable[[], None]) -> None:
         self.capability = capability
         self.in_flight = 0
         self.queue_depth = 0
@@ -52,7 +53,7 @@ class Intake:
             capability.name,
             on_delivery=self._arrived,
             on_room=self._wanted.set,
-            on_lost=on_lost.set,
+            on_lost=on_lost,
         )
 
     @asynccontextmanager
@@ -152,7 +153,9 @@ class Intake:
             except asyncio.CancelledError:
                 # Hand it back now, or the next peer waits for ack_wait.
                 was_started = attempt.started_at > 0
-                await settle(host, attempt, HandBack("draining", was_started=was_started))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(HAND_BACK_WITHIN_S):
+                        await settle(host, attempt, HandBack("draining", was_started=was_started))
                 raise
             except NewerFormat as error:
                 log.warning("%s is left to a newer peer: %s", attempt.identity, error)
@@ -161,9 +164,11 @@ class Intake:
                 verdict = HandBack("bus away", delay_s=1.0)
             if attempt.started_at:
                 self._service = self._service.after(time.time() - attempt.started_at)
-                if attempt.number > 1 or attempt.delivery.delivered > 1:
-                    await host.tell(EventKind.TAKEN_OVER, attempt.identity)
-            await settle(host, attempt, verdict)
+            try:
+                await settle(host, attempt, verdict)
+            except PublishRejected as error:
+                log.error("%s cannot be settled, it comes again: %s", attempt.identity, error)
+                await settle(host, attempt, HandBack("refused", delay_s=REFUSED_AGAIN_S))
         finally:
             host.heartbeat.end(attempt.row)
             del host.running[attempt.identity]
