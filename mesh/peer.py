@@ -183,13 +183,10 @@ class Peer:
         return Runs(peer=self.id, running=running) if running or not task_id else None
 
     def _parts(self, identity: Identity, wanted: PartsWanted) -> PartsKept | None:
-        attempt = self.host.running.get(identity)
-        if attempt is None or attempt.context is None or attempt.number != wanted.attempt:
-            return None
         kept = tuple(
-            (number, part) for number, part in list(attempt.context.parts) if wanted.first <= number < wanted.end
+            part for part in self.host.parts_of(identity, wanted.attempt) if wanted.first <= part[0] < wanted.end
         )
-        return PartsKept(parts=kept)
+        return PartsKept(parts=kept) if kept else None
 
     def _beat(self) -> Beat:
         return Beat(

@@ -1,7 +1,8 @@
 """Streamed parts at the submitter: in order, with what was missed and what starts over said plainly.
 
-Parts are core NATS messages: nothing stores them. The peer that runs the attempt keeps its last parts, so a
-listener that comes late or lost its connection asks for them; what is kept no more is told as `Missed`.
+Parts are core NATS messages: nothing stores them. The peer that runs an attempt keeps its last parts, for a
+while past its end, so a listener that comes late or lost its connection asks for them; what is kept no more is
+told as `Missed`.
 """
 
 import asyncio
@@ -23,7 +24,6 @@ from mesh.bus.records import Stored
 from mesh.payload import ANYTHING
 
 ASK_WITHIN_S = 0.5
-TAIL_WITHIN_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ async def follow(bus: Bus, task: Identity, recorded: asyncio.Task[Stored]) -> As
             async for event in seen.take(*item):
                 yield event
         outcome = read_outcome(recorded.result())
-        async for event in seen.finish(outcome.attempt, outcome.parts, arrived):
+        async for event in seen.finish(outcome.attempt, outcome.parts):
             yield event
     finally:
         off()
@@ -124,21 +124,12 @@ class _Seen:
                     async for missing in self._fill(running.parts):
                         yield missing
 
-    async def finish(
-        self, attempt: int, parts: int, arrived: asyncio.Queue[Any]
-    ) -> AsyncIterator[Part | Restarted | Missed]:
-        """What the recorded attempt streamed and did not arrive: waited for shortly, then told."""
+    async def finish(self, attempt: int, parts: int) -> AsyncIterator[Part | Restarted | Missed]:
+        """What the recorded attempt streamed and did not arrive."""
         for restarted in self._turn_to(attempt) if parts or self._attempt else ():
             yield restarted
-        with suppress(TimeoutError):
-            async with asyncio.timeout(TAIL_WITHIN_S):
-                while self._next < parts:
-                    item = await arrived.get()
-                    if item is not None:
-                        async for event in self.take(*item):
-                            yield event
-        if self._next < parts:
-            yield Missed(attempt, self._next, parts)
+        async for event in self._fill(parts):
+            yield event
 
     def _turn_to(self, attempt: int) -> Iterator[Restarted]:
         if attempt <= self._attempt:

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from mesh.telemetry.metrics import CapabilityMetrics, Metrics
 log = logging.getLogger("mesh.runtime")
 
 NOTHING_TRUSTED = 2**63
+FINISHED_PARTS_MAX = 10_000
 
 
 @dataclass(slots=True)
@@ -55,6 +57,14 @@ class Attempt:
             self.scope.reschedule(asyncio.get_running_loop().time())
 
 
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What a finished attempt streamed."""
+
+    attempt: int
+    parts: Sequence[tuple[int, Any]]
+
+
 @dataclass(slots=True)
 class Host:
     """The peer as its capabilities see it."""
@@ -70,6 +80,27 @@ class Host:
     trusted_above: int = NOTHING_TRUSTED
     """First deliveries of guarded messages stored after this sequence need no look for a record."""
     _trust_round: int = 0
+    _finished: OrderedDict[Identity, Streamed] = field(default_factory=OrderedDict)
+    _parts_kept: int = 0
+
+    def keep_parts(self, attempt: Attempt) -> None:
+        """Keep what a finished attempt streamed, for listeners who come late; the oldest goes first."""
+        if attempt.context is None or not attempt.context.parts:
+            return
+        earlier = self._finished.pop(attempt.identity, None)
+        self._finished[attempt.identity] = Streamed(attempt.number, attempt.context.parts)
+        self._parts_kept += len(attempt.context.parts) - (len(earlier.parts) if earlier is not None else 0)
+        while self._parts_kept > FINISHED_PARTS_MAX:
+            _, oldest = self._finished.popitem(last=False)
+            self._parts_kept -= len(oldest.parts)
+
+    def parts_of(self, task: Identity, attempt: int) -> Sequence[tuple[int, Any]]:
+        """Streamed parts of an attempt that are kept here, each with its sequence."""
+        running = self.running.get(task)
+        if running is not None and running.number == attempt and running.context is not None:
+            return tuple(running.context.parts)
+        finished = self._finished.get(task)
+        return tuple(finished.parts) if finished is not None and finished.attempt == attempt else ()
 
     async def tell(self, kind: EventKind, task: Identity | None = None, detail: str = "") -> None:
         """Publish a lifecycle event, if somebody can hear it."""

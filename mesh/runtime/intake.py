@@ -172,6 +172,7 @@ class Intake:
         finally:
             host.heartbeat.end(attempt.row)
             del host.running[attempt.identity]
+            host.keep_parts(attempt)
             self._free(attempt)
 
     def _free(self, attempt: Attempt) -> None:

@@ -1,0 +1,219 @@
+"""A recorded history of tasks, and what it proves.
+
+Whoever takes part (submitters, peers, observers, faults) appends what it did to one file. The checker reads
+that file and nothing else:
+
+- *lost*: a submission was confirmed, or a stored result sends the task, and no result of it stands;
+- *unexpected*: a result, a run or a dead letter of something that nobody asked for;
+- *repeated*: more than one result was stored for a task, or its submitter was told another than stands;
+- *left*: still queued, or counted by a consumer, when everything should be over;
+- *undue* and *missing*: dead letters that should not, or should, be there.
+
+A submission that was attempted and not confirmed may have a result or none. A handler may run more than
+once; its recorded effects (the result and the tasks it sends) happen once.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from contracts.outcome import Status
+from contracts.subjects import Identity
+from mesh.bus import topology
+from mesh.bus.commit import read_outcome
+from mesh.bus.connection import Bus
+from mesh.bus.records import read_range
+
+SHOWN = 10
+
+
+class What(StrEnum):
+    """What an entry tells."""
+
+    ATTEMPTED = "attempted"
+    CONFIRMED = "confirmed"
+    ANSWERED = "answered"
+    """The submitter was told an outcome."""
+    RAN = "ran"
+    ECHOED = "echoed"
+    """The server stored a result."""
+    RECORDED = "recorded"
+    """A result stands at the end."""
+    BURIED = "buried"
+    """A dead letter stands at the end."""
+    LEFT = "left"
+    """Something is still queued at the end."""
+    READY = "ready"
+    """A peer serves."""
+    FAULT = "fault"
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of a history. `task` is `capability/id`; other fields where they apply."""
+
+    what: What
+    task: str = ""
+    peer: str = ""
+    attempt: int = 0
+    sequence: int = 0
+    status: str = ""
+    value: str = ""
+    sends: tuple[str, ...] = ()
+    is_doomed: bool = False
+    """Of an attempted task: it is expected to end as a dead letter."""
+    detail: str = ""
+
+
+class History:
+    """A file that any number of processes append to, one write an entry. Close it, or use it in a `with`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
+
+    def add(self, entry: Entry) -> None:
+        """Append an entry. It outlives the death of this process."""
+        os.write(self._file, _encoder.encode(entry) + b"\n")
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def __enter__(self) -> "History":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def read(self, *what: What) -> list[Entry]:
+        """The entries so far, of some kinds or all, in the order they were written."""
+        lines = self.path.read_bytes().split(b"\n")
+        # The last line may be under way.
+        entries = [_decoder.decode(line) for line in lines[:-1]]
+        return [entry for entry in entries if not what or entry.what in what]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a history proves. Everything but `figures` is empty where the promises held."""
+
+    lost: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    undue: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    figures: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def violations(self) -> dict[str, tuple[str, ...]]:
+        told = {name: getattr(self, name) for name in ("lost", "unexpected", "repeated", "left", "undue", "missing")}
+        return {name: found for name, found in told.items() if found}
+
+    def __str__(self) -> str:
+        told = [
+            f"{name} {len(found)}: {', '.join(found[:SHOWN])}{' …' if len(found) > SHOWN else ''}"
+            for name, found in self.violations.items()
+        ]
+        return "; ".join(told) or "every promise held"
+
+
+def check(entries: Iterable[Entry]) -> Findings:
+    """What the entries prove."""
+    by_kind: dict[What, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_kind[entry.what].append(entry)
+    attempted = {entry.task: entry for entry in by_kind[What.ATTEMPTED]}
+    confirmed = {entry.task for entry in by_kind[What.CONFIRMED]}
+    recorded = {entry.task: entry for entry in by_kind[What.RECORDED]}
+    sent = [child for entry in recorded.values() for child in entry.sends]
+    asked = attempted.keys() | set(sent)
+
+    stored: dict[str, set[int]] = defaultdict(set)
+    for entry in (*by_kind[What.ECHOED], *by_kind[What.RECORDED]):
+        stored[entry.task].add(entry.sequence)
+    repeated = [f"{task} stored at {sorted(found)}" for task, found in stored.items() if len(found) > 1]
+    repeated += [f"{task} sent {times} times" for task, times in Counter(sent).items() if times > 1]
+    for entry in by_kind[What.ANSWERED]:
+        stands = recorded.get(entry.task)
+        if stands is not None and (stands.status, stands.value) != (entry.status, entry.value):
+            repeated.append(f"{entry.task} told {entry.status}, stands {stands.status}")
+
+    told = {entry.task for entry in by_kind[What.ANSWERED]}
+    seen = {entry.task for kind in (What.RECORDED, What.ECHOED, What.RAN, What.BURIED) for entry in by_kind[kind]}
+    buried = {entry.task for entry in by_kind[What.BURIED]}
+    doomed = {task for task, entry in attempted.items() if entry.is_doomed}
+    runs = Counter(entry.task for entry in by_kind[What.RAN])
+    statuses = Counter(entry.status for entry in recorded.values())
+    return Findings(
+        lost=tuple(sorted((confirmed | set(sent) | told) - recorded.keys())),
+        unexpected=tuple(sorted(seen - asked)),
+        repeated=tuple(sorted(repeated)),
+        left=tuple(sorted(entry.task or entry.detail for entry in by_kind[What.LEFT])),
+        undue=tuple(
+            sorted(f"{entry.task} ({entry.detail})" for entry in by_kind[What.BURIED] if entry.task not in doomed)
+        ),
+        missing=tuple(sorted((doomed & confirmed) - buried)),
+        figures={
+            "attempted": len(attempted),
+            "confirmed": len(confirmed),
+            "sent": len(set(sent)),
+            "results": len(recorded),
+            **{f"results_{status}": count for status, count in sorted(statuses.items())},
+            "dead_letters": len(buried),
+            "runs": runs.total(),
+            "rerun_tasks": sum(count > 1 for count in runs.values()),
+            **{
+                f"fault_{kind}": count for kind, count in sorted(Counter(e.detail for e in by_kind[What.FAULT]).items())
+            },
+        },
+    )
+
+
+async def observe(bus: Bus, history: History) -> None:
+    """Record every result and dead letter that stands, and what is left in the queue."""
+    subjects = bus.subjects
+    async for stored in read_range(bus, subjects.stream, subjects.results_of()):
+        outcome = read_outcome(stored)
+        history.add(
+            Entry(
+                What.RECORDED,
+                task=str(subjects.parse(stored.subject).identity),
+                sequence=stored.sequence,
+                status=outcome.status,
+                value=text(outcome.value),
+                sends=tuple(str(Identity(send.capability, send.id)) for send in outcome.sends),
+                attempt=outcome.attempt,
+                peer=outcome.peer,
+                detail=outcome.failure.message if outcome.failure is not None else "",
+            )
+        )
+    async for stored in read_range(bus, subjects.stream, subjects.dead_letters_of()):
+        outcome_of = str(subjects.parse(stored.subject).identity)
+        history.add(Entry(What.BURIED, task=outcome_of, sequence=stored.sequence, detail=stored.headers["Mesh-Dead"]))
+    for subject in await topology.queued(bus, f"{subjects.prefix}.>"):
+        if not subject.startswith(
+            (f"{subjects.prefix}.result.", f"{subjects.prefix}.dead.", f"{subjects.prefix}.step.")
+        ):
+            history.add(Entry(What.LEFT, detail=subject))
+    for name in await topology.served(bus):
+        consumer = await bus.api(f"CONSUMER.INFO.{subjects.stream}.{name}")
+        if consumer["num_pending"] or consumer["num_ack_pending"]:
+            counted = f"{consumer['num_pending']} pending, {consumer['num_ack_pending']} in flight"
+            history.add(Entry(What.LEFT, detail=f"consumer {name}: {counted}"))
+
+
+def text(value: msgspec.Raw | msgspec.UnsetType) -> str:
+    """A recorded value as an entry has it."""
+    return "" if value is msgspec.UNSET else bytes(value).decode()
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Entry)
+
+__all__ = ["Entry", "Findings", "History", "Status", "What", "check", "observe", "text"]
