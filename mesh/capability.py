@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 
 from contracts.card import AgentCard, CapabilityCard
 from contracts.errors import ContractError
+from contracts.outcome import DecidedBy
 from contracts.subjects import check_capability
 from mesh.context import BlockingContext, Context
 from mesh.errors import SetupError
@@ -67,6 +68,7 @@ class Capability(Generic[I, O, Called]):
             raise SetupError(str(error)) from error
         self.handler = handler
         self.agent = agent
+        self.decided_by = DecidedBy(agent=agent.name, version=agent.version)
         self.limits = limits
         self.description = (inspect.getdoc(handler) or "").partition("\n\n")[0].replace("\n", " ")
         self.is_async = inspect.iscoroutinefunction(handler)

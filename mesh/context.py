@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -44,10 +45,6 @@ class _TaskContext:
         self.attempt = attempt
         self.traceparent = traceparent
         self.timeout_at = timeout_at
-        self.log = logging.LoggerAdapter(
-            logging.getLogger(f"mesh.handler.{identity.capability}"), {"task": str(identity), "attempt": attempt}
-        )
-        self.parts: deque[tuple[int, Any]] = deque(maxlen=PARTS_KEPT)
         self.parts_emitted = 0
         self.sends: list[Send] = []
         self.spent_total: Spent | None = None
@@ -59,6 +56,18 @@ class _TaskContext:
         self._emit_part = emit_part
 
     # What the task is.
+
+    @cached_property
+    def log(self) -> "logging.LoggerAdapter[logging.Logger]":
+        """A logger that names the task and the attempt."""
+        return logging.LoggerAdapter(
+            logging.getLogger(f"mesh.handler.{self.capability}"), {"task": str(self.identity), "attempt": self.attempt}
+        )
+
+    @cached_property
+    def parts(self) -> deque[tuple[int, Any]]:
+        """The last parts this attempt streamed, each with its sequence."""
+        return deque(maxlen=PARTS_KEPT)
 
     @property
     def id(self) -> str:

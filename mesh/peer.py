@@ -111,6 +111,9 @@ class Peer:
             await self.app.run()
         except BaseExceptionGroup as group:
             raise _first(group) from group
+        finally:
+            # Safe to repeat; FastStream leaves the connection open when a start or a fiber fails.
+            await self.broker.stop()
 
     def stop(self) -> None:
         """Begin to drain, as SIGTERM does."""

@@ -19,9 +19,9 @@ from contracts import wire
 from contracts.control import Runs, WhoRuns
 from contracts.errors import ContractError, NewerFormat
 from contracts.event import EventKind
-from contracts.outcome import DecidedBy, Failure, FailureKind, Outcome, Status
+from contracts.outcome import Failure, FailureKind, Outcome, Status
 from contracts.subjects import ID_BYTES_MAX
-from contracts.task import Sender, Task
+from contracts.task import Task
 from contracts.wire import ContentType
 from mesh.bus.commit import read_result
 from mesh.bus.ledger import read_ledger, record_began
@@ -160,9 +160,7 @@ async def _run(host: Host, attempt: Attempt, argument: Any, as_type: ContentType
         attempt=attempt.number,
         content_type=as_type,
         traceparent=attempt.delivery.headers.get(names.TRACEPARENT, ""),
-        me=Sender(
-            agent=capability.agent.name, role=capability.agent.role, version=capability.agent.version, peer=host.peer
-        ),
+        me=attempt.me,
         emit_part=emit_part,
     )
     attempt.started_at = now
@@ -271,9 +269,10 @@ def _answer(
     failure: Failure | None = None,
 ) -> Answer:
     now = time.time()
-    context, agent = attempt.context, attempt.capability.agent
+    context, decided = attempt.context, attempt.capability.decided_by
     started_at = attempt.started_at or now
-    decided = context.decided_by if context is not None else None
+    if context is not None and context.decided_by is not None:
+        decided = msgspec.structs.replace(context.decided_by, agent=decided.agent, version=decided.version)
     if failure is not None and not failure.attempts:
         failure = msgspec.structs.replace(failure, attempts=attempt.number)
     return Answer(
@@ -285,13 +284,7 @@ def _answer(
             else msgspec.structs.replace(failure, attempts=attempt.number),
             # What an attempt meant to send is part of its success: a failed one sends nothing.
             sends=tuple(context.sends) if context is not None and value is not None else (),
-            decided_by=DecidedBy(
-                agent=agent.name,
-                version=agent.version,
-                model=decided.model if decided else "",
-                model_digest=decided.model_digest if decided else "",
-                prompt_digest=decided.prompt_digest if decided else "",
-            ),
+            decided_by=decided,
             confidence=context.confidence if context is not None else None,
             reason=context.reason if context is not None else "",
             spent=context.spent_total if context is not None else None,

@@ -4,7 +4,7 @@ Echoes of changes and snapshots arrive in any order; the stream's sequence tells
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from contracts import headers as names
 from contracts import wire
@@ -32,20 +32,25 @@ class Controls:
         if self._take(key, data, int(headers.get(names.SEQUENCE, 0)), gone=is_deleted(headers)):
             self._changed()
 
-    def read(self, records: Iterable[Stored], known_before: set[str]) -> None:
-        """Take in a snapshot. Keys of `known_before` that it lacks have expired or were taken away."""
+    def read(self, records: Iterable[Stored], known_before: Mapping[str, int]) -> None:
+        """Take in a snapshot. What was `known` before it was asked for, and it lacks, has expired or was taken away.
+
+        What was heard while the snapshot was on its way is newer, and stays.
+        """
         current: set[str] = set()
         for stored in records:
             key = self._subjects.control_key(stored.subject)
             current.add(key)
             self._take(key, stored.data, stored.sequence, gone=False)
-        for key in known_before - current:
-            self._take(key, b"", self._sequences[key], gone=True)
-            del self._sequences[key]
+        for key, sequence in known_before.items():
+            if key not in current and self._sequences.get(key) == sequence:
+                self._take(key, b"", sequence, gone=True)
+                del self._sequences[key]
         self._changed()
 
-    def known(self) -> set[str]:
-        return set(self._sequences)
+    def known(self) -> dict[str, int]:
+        """Every key heard of, with the sequence of its last change."""
+        return dict(self._sequences)
 
     def cancel_of(self, task: Identity, lineage: tuple[str, ...]) -> Cancel | None:
         """The cancel that covers a task: its own, or one of an ancestor's."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from contracts.event import Event, EventKind
 from contracts.subjects import Identity
-from contracts.task import Task
+from contracts.task import Sender, Task
 from mesh.bus.connection import Bus
 from mesh.bus.pull import Delivery
 from mesh.bus.records import RETRY_S
@@ -36,6 +36,7 @@ class Attempt:
     identity: Identity
     capability: Capability[Any, Any, Any]
     metrics: CapabilityMetrics
+    me: Sender
     delivery: Delivery
     row: int
     illegal_id: str = ""
@@ -43,6 +44,7 @@ class Attempt:
     number: int = 1
     started_at: float = 0.0
     context: Context | BlockingContext | None = None
+    fiber: asyncio.Task[None] | None = None
     scope: asyncio.Timeout | None = None
     is_cancelled: bool = False
 
@@ -85,7 +87,7 @@ class Host:
 
     def keep_parts(self, attempt: Attempt) -> None:
         """Keep what a finished attempt streamed, for listeners who come late; the oldest goes first."""
-        if attempt.context is None or not attempt.context.parts:
+        if attempt.context is None or not attempt.context.parts_emitted:
             return
         earlier = self._finished.pop(attempt.identity, None)
         self._finished[attempt.identity] = Streamed(attempt.number, attempt.context.parts)

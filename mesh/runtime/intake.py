@@ -10,6 +10,7 @@ from typing import Any
 from contracts.card import Load
 from contracts.errors import NewerFormat
 from contracts.subjects import Identity, is_legal_id, stand_in
+from contracts.task import Sender
 from mesh.bus.commit import nak
 from mesh.bus.pull import Delivery, Pull
 from mesh.capability import Capability
@@ -39,6 +40,8 @@ class Intake:
         self.queue_depth = 0
         self._host = host
         self._metrics = host.metrics.of(capability.name, capability.agent.version)
+        agent = capability.agent
+        self._me = Sender(agent=agent.name, role=agent.role, version=agent.version, peer=host.peer)
         self._slots = capability.limits.concurrency
         self._room = asyncio.Semaphore(self._slots)
         self._service = ServiceTime()
@@ -47,7 +50,6 @@ class Intake:
         self._idle.set()
         self._wanted = asyncio.Event()
         self._fibers: asyncio.TaskGroup
-        self._handling: set[asyncio.Task[None]] = set()
         self._pull = Pull(
             host.bus,
             capability.name,
@@ -61,7 +63,7 @@ class Intake:
         """Take work until left or drained."""
         self._host.controls.on_change.append(self._wanted.set)
         try:
-            async with self._pull.open(), serving(self._keep_offering()) as self._fibers:
+            async with self._pull.open(), serving(self._keep_offering()), asyncio.TaskGroup() as self._fibers:
                 self._is_open = True
                 self._wanted.set()
                 yield
@@ -97,10 +99,10 @@ class Intake:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
         except TimeoutError:
-            for fiber in list(self._handling):
-                fiber.cancel()
-        if self._handling:
-            await asyncio.wait(self._handling)
+            late = [attempt.fiber for attempt in self._host.running.values() if attempt.capability is self.capability]
+            for fiber in late:
+                if fiber is not None:
+                    fiber.cancel()
 
     def _bid(self) -> int:
         return bid(expected_delay_s(self._service, self.in_flight, self._slots))
@@ -135,13 +137,11 @@ class Intake:
         except IndexError:
             self._fibers.create_task(nak(self._host.bus, delivery, delay_s=1.0))
             return
-        attempt = Attempt(identity, self.capability, self._metrics, delivery, row, illegal_id)
+        attempt = Attempt(identity, self.capability, self._metrics, self._me, delivery, row, illegal_id)
         self._host.running[identity] = attempt
         self.in_flight += 1
         self._idle.clear()
-        fiber = self._fibers.create_task(self._handle(attempt))
-        self._handling.add(fiber)
-        fiber.add_done_callback(self._handling.discard)
+        attempt.fiber = self._fibers.create_task(self._handle(attempt))
 
     async def _handle(self, attempt: Attempt) -> None:
         host = self._host
