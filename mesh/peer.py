@@ -32,7 +32,7 @@ from contracts.subjects import Identity
 from mesh.bus import control, topology
 from mesh.bus.connection import Bus, server_addresses
 from mesh.capability import AgentInfo, Capability, agent_card
-from mesh.errors import BusError, SetupError, TopologyDrift
+from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SetupError
 from mesh.fibers import serving
 from mesh.runtime.controls import Controls
 from mesh.runtime.heartbeat import Heartbeat
@@ -238,10 +238,8 @@ class Peer:
         await self._connected.wait()
         connection = self.broker.connection
         async with self.bus.open(connection), AsyncExitStack() as stack:
-            ensured = await topology.ensure(self.bus, self._topology())
-            for difference in ensured.tolerated:
+            for difference in (await self._ensure_and_learn()).tolerated:
                 log.warning("kept as the server has it: %s", difference)
-            await self._learn()
             await stack.enter_async_context(self.host.heartbeat.running())
             pages = Pages(self.metrics.registry, self.is_healthy, self.is_ready)
             self.metrics_url = stack.enter_context(
@@ -284,10 +282,19 @@ class Peer:
         consumers = [topology.consumer(self.settings, intake.capability.name) for intake in self.intakes]
         return [*topology.streams(self.settings), *consumers]
 
-    async def _learn(self) -> None:
-        await self.host.learn_watermark()
-        known = self.host.controls.known()
-        self.host.controls.read(await control.snapshot(self.bus), known)
+    async def _ensure_and_learn(self) -> topology.Ensured:
+        """See to the topology and know the control records, for as long as it takes the server to answer."""
+        while True:
+            try:
+                ensured = await topology.ensure(self.bus, self._topology())
+                await self.host.learn_watermark()
+                known = self.host.controls.known()
+                self.host.controls.read(await control.snapshot(self.bus), known)
+                return ensured
+            except (BusUnavailable, PublishUnconfirmed) as error:
+                log.warning("%s waits for its streams: %s", self.id, error)
+                await self.bus.until_connected()
+                await asyncio.sleep(RECOVER_AGAIN_S)
 
     def _shake(self) -> None:
         self.host.distrust()
@@ -300,17 +307,13 @@ class Peer:
             self._shaken.clear()
             self.host.distrust()
             try:
-                ensured = await topology.ensure(self.bus, self._topology())
-                if ensured.created:
-                    log.warning("made anew: %s", ", ".join(ensured.created))
-                await self._learn()
-            except (TopologyDrift, SetupError) as error:
+                ensured = await self._ensure_and_learn()
+            except (BusError, SetupError) as error:
+                # This peer goes on with what it has; one that starts anew refuses, and says the same.
                 log.error("%s", error)
-            except BusError as error:
-                log.info("recovery put off: %s", error)
-                await self.bus.until_connected()
-                await asyncio.sleep(RECOVER_AGAIN_S)
-                self._shaken.set()
+                continue
+            if ensured.created:
+                log.warning("made anew: %s", ", ".join(ensured.created))
 
     async def _keep_beating(self) -> None:
         while True:

@@ -181,12 +181,14 @@ class Bus:
         """The answer of a JetStream API endpoint, named without its `$JS.API.`.
 
         Raises:
-            ApiError: the server answered with an error.
-            BusUnavailable, PublishUnconfirmed: as `request`.
+            ApiError: the server refused it.
+            BusUnavailable, PublishUnconfirmed: as `request`; also when the server says "not now" (503).
         """
         data = b"" if body is None else msgspec.json.encode(body)
         reply: dict[str, Any] = msgspec.json.decode((await self.request(f"$JS.API.{endpoint}", data)).data)
         if error := reply.get("error"):
+            if error.get("code") == 503:
+                raise BusUnavailable(f"{endpoint}: {error.get('description', '')} ({error.get('err_code', 0)})")
             raise ApiError(error.get("description", ""), code=error.get("err_code", 0), status=error.get("code", 0))
         return reply
 

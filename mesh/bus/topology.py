@@ -5,18 +5,22 @@ promises rest on is refused, a difference in a tunable (limits, replicas, waits)
 operator may have set it. `migrate` makes the server follow, where JetStream allows it.
 """
 
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from contracts.subjects import LANES, consumer_name
 from mesh.bus.connection import Bus
+from mesh.bus.records import RETRY_S
 from mesh.bus.replies import CONSUMER_EXISTS, CONSUMER_NOT_FOUND, STREAM_NAME_IN_USE, STREAM_NOT_FOUND, ApiError
-from mesh.errors import SetupError, TopologyDrift
+from mesh.errors import BusUnavailable, SetupError, TopologyDrift
 from mesh.settings import Settings
 
 PRIORITY_GROUP = "slots"
 NANOS = 1_000_000_000
+APPEARS_WITHIN_S = 10.0
 SERVER_VERSION_MIN = (2, 14)
 
 # Operators may tune these; everything else in a spec carries a promise.
@@ -147,6 +151,7 @@ async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> E
     Raises:
         TopologyDrift: something essential differs (and, with `migrate`, cannot be changed).
         SetupError: the server cannot hold what is asked for.
+        BusUnavailable, PublishUnconfirmed: no answer now; repeat it.
     """
     created: list[str] = []
     migrated: list[str] = []
@@ -156,9 +161,7 @@ async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> E
         if actual is None:
             if await _create(bus, spec):
                 created.append(str(spec))
-            actual = await inspect(bus, spec)
-            if actual is None:
-                raise TopologyDrift(f"{spec.kind} {spec} vanished while it was being made")
+            actual = await _appeared(bus, spec)
         found = differences(spec, actual["config"])
         if found and migrate:
             await _update(bus, spec, actual["config"])
@@ -218,6 +221,17 @@ async def unserved(bus: Bus, *, capabilities_max: int) -> dict[str, int]:
 async def reset_consumer(bus: Bus, spec: Spec, sequence: int) -> None:
     """Have a consumer hand out everything from a stream sequence on again."""
     await bus.api(_endpoint("RESET", spec), {"seq": sequence})
+
+
+async def _appeared(bus: Bus, spec: Spec) -> dict[str, Any]:
+    # In a cluster what was made, here or by another peer, may take a moment to show.
+    give_up_at = time.monotonic() + APPEARS_WITHIN_S
+    while time.monotonic() < give_up_at:
+        actual = await inspect(bus, spec)
+        if actual is not None:
+            return actual
+        await asyncio.sleep(RETRY_S)
+    raise BusUnavailable(f"{spec.kind} {spec} does not show {APPEARS_WITHIN_S:g} s after it was made")
 
 
 async def _create(bus: Bus, spec: Spec) -> bool:

@@ -50,7 +50,11 @@ def local_cluster(folder: Path) -> Iterator[list[str]]:
 
 async def _until_ready(urls: list[str]) -> None:
     give_up_at = time.monotonic() + READY_WITHIN_S
-    nc = await nats.connect(urls, max_reconnect_attempts=-1, reconnect_time_wait=0.2)
+
+    async def quiet(_: Exception) -> None:
+        return None
+
+    nc = await nats.connect(urls, max_reconnect_attempts=-1, reconnect_time_wait=0.2, error_cb=quiet)
     probe = json.dumps({"name": "READY", "subjects": ["ready"], "num_replicas": NODES}).encode()
     while True:
         try:
