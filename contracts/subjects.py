@@ -16,7 +16,8 @@ NATS permissions can be written per capability and one wildcard covers every sta
     <prefix>.control.<key>                     the server's echo of a control record
 
 A dot in an id means "child of". Tokens that the mesh makes below an id begin with `~`; tokens that users
-choose may not. So a step name and a child of the same task can never share a subject.
+choose may not. So a step name and a child of the same task can never share a subject. What the mesh itself
+records as a step begins with `~~`, or the guard of a child of that name would take it for the child.
 """
 
 import base64
@@ -42,7 +43,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 # (they end a protocol field), `.`, `*` and `>`.
 _CHARACTER = r"[^\x00-\x20\x7f-\xa0.*>\u2028\u2029\ud800-\udfff]"
 _TOKEN = re.compile(f"{_CHARACTER}+")
-_ID = re.compile(rf"(?!~){_CHARACTER}+(\.~{_CHARACTER}+)*")
+_ID = re.compile(rf"(?!~){_CHARACTER}+(\.~(?!~){_CHARACTER}+)*")
 
 
 class Kind(StrEnum):
@@ -195,6 +196,10 @@ class Subjects:
 
     def step(self, task: Identity, name: str) -> str:
         return f"{self._head}step.{task.capability}.{task.id}.{name}"
+
+    def attempt(self, task: Identity, number: int, word: str) -> str:
+        """A record about an attempt of the task: that it `began`, or `ended` without a result."""
+        return self.step(task, f"~~{word}-{number}")
 
     def dead_letter(self, task: Identity) -> str:
         return f"{self._head}dead.letter.{task.capability}.{task.id}"

@@ -7,12 +7,8 @@ told as `Missed`.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-
-import nats.errors
-from nats.aio.msg import Msg
 
 from contracts import headers as names
 from contracts import wire
@@ -55,39 +51,33 @@ async def follow(bus: Bus, task: Identity, recorded: asyncio.Task[Stored]) -> As
     """Parts of a task until `recorded` has its result record; cancels `recorded` when left early."""
     arrived: asyncio.Queue[tuple[int, int, bytes, wire.ContentType] | None] = asyncio.Queue()
 
-    async def heard(message: Msg) -> None:
-        found = message.headers or {}
+    def heard(_: str, data: bytes, found: dict[str, str]) -> None:
         attempt, _, sequence = found.get(names.PART, "").partition(".")
         if attempt.isdecimal() and sequence.isdecimal():
             as_type = wire.content_type(found.get(names.CONTENT_TYPE))
-            arrived.put_nowait((int(attempt), int(sequence), message.data, as_type))
+            arrived.put_nowait((int(attempt), int(sequence), data, as_type))
 
-    subscription = await bus.nc.subscribe(
-        bus.subjects.part(task), cb=heard, pending_msgs_limit=0, pending_bytes_limit=0
-    )
+    seen = _Seen(bus, task)
     # None asks to catch up: at first, and after each reconnection.
     arrived.put_nowait(None)
     off = bus.on_reconnect(lambda: arrived.put_nowait(None))
     recorded.add_done_callback(lambda _: arrived.put_nowait(None))
-    seen = _Seen(bus, task)
     try:
-        while not recorded.done() or not arrived.empty():
-            item = await arrived.get()
-            if item is None:
-                if not recorded.done():
+        async with bus.listening(bus.subjects.part(task), heard):
+            while not recorded.done() or not arrived.empty():
+                item = await arrived.get()
+                if item is not None:
+                    async for event in seen.take(*item):
+                        yield event
+                elif not recorded.done():
                     async for event in seen.catch_up():
                         yield event
-                continue
-            async for event in seen.take(*item):
+            outcome = read_outcome(recorded.result())
+            async for event in seen.finish(outcome.attempt, outcome.parts):
                 yield event
-        outcome = read_outcome(recorded.result())
-        async for event in seen.finish(outcome.attempt, outcome.parts):
-            yield event
     finally:
         off()
         recorded.cancel()
-        with suppress(nats.errors.Error):
-            await subscription.unsubscribe()
 
 
 class _Seen:

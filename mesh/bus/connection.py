@@ -208,30 +208,42 @@ class Bus:
             raise translate(ack.error)
         return ack.seq
 
+    @asynccontextmanager
+    async def listening(self, subject: str, heard: Callable[[str, bytes, Headers], None]) -> AsyncIterator[None]:
+        """Have `heard` called with the subject, body and headers of each message, until left.
+
+        What nobody stores is missed while the connection is gone.
+        """
+
+        async def arrived(message: Msg) -> None:
+            heard(message.subject, message.data, message.headers or {})
+
+        subscription = await self.nc.subscribe(subject, cb=arrived, pending_msgs_limit=0, pending_bytes_limit=0)
+        try:
+            yield
+        finally:
+            with suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
     async def gather(self, subject: str, data: bytes, *, within_s: float, enough: int = 0) -> list[bytes]:
         """Answers of all who serve a subject, for `within_s` seconds or until `enough` of them came."""
         inbox = self.nc.new_inbox()
         answers: list[bytes] = []
         done = asyncio.Event()
 
-        async def collect(message: Msg) -> None:
-            if message.headers and message.headers.get(_STATUS) == "503":
+        def heard(_: str, body: bytes, found: Headers) -> None:
+            if found.get(_STATUS) == "503":
                 done.set()
-                return
-            if message.data:
-                answers.append(message.data)
-            if enough and len(answers) >= enough:
-                done.set()
+            elif body:
+                answers.append(body)
+                if enough and len(answers) >= enough:
+                    done.set()
 
-        subscription = await self.nc.subscribe(inbox, cb=collect)
-        try:
+        async with self.listening(inbox, heard):
             await self.publish(subject, data, inbox)
             with suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
                     await done.wait()
-        finally:
-            with suppress(nats.errors.Error):
-                await subscription.unsubscribe()
         return answers
 
     # What the connection tells.
@@ -251,14 +263,12 @@ class Bus:
                 if expires_at > now and not answer.done():
                     break
                 del self._waiting[token]
-                if not answer.done():
-                    answer.set_exception(PublishUnconfirmed(f"no answer within {REPLY_WITHIN_S:g} s"))
+                _leave_unconfirmed(answer, f"no answer within {REPLY_WITHIN_S:g} s")
 
     def _fail_waiting(self, reason: str) -> None:
         waiting, self._waiting = self._waiting, {}
         for answer, _ in waiting.values():
-            if not answer.done():
-                answer.set_exception(PublishUnconfirmed(reason))
+            _leave_unconfirmed(answer, reason)
 
     async def _on_disconnected(self) -> None:
         if self._connected.is_set():
@@ -326,6 +336,13 @@ def plain_options(settings: Settings) -> dict[str, str]:
     if settings.nats_token is not None:
         plain["nats_token"] = settings.nats_token.get_secret_value()
     return plain
+
+
+def _leave_unconfirmed(answer: asyncio.Future[Msg], reason: str) -> None:
+    if not answer.done():
+        answer.set_exception(PublishUnconfirmed(reason))
+        # Whoever asked may have been cancelled, and an error that nobody fetches is logged by the loop.
+        answer.exception()
 
 
 def _base36(number: int) -> str:

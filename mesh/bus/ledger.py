@@ -54,4 +54,4 @@ async def record_ended(bus: Bus, task: Identity, number: int, end: AttemptEnded,
 
 
 def _subject(bus: Bus, task: Identity, word: str, number: int) -> str:
-    return bus.subjects.step(task, f"~{word}-{number}")
+    return bus.subjects.attempt(task, number, word)

@@ -152,14 +152,14 @@ class Intake:
                     verdict = await judge(host, attempt)
             except asyncio.CancelledError:
                 # Hand it back now, or the next peer waits for ack_wait.
-                was_started = attempt.started_at > 0
+                is_recorded = attempt.started_at > 0
                 with suppress(TimeoutError):
                     async with asyncio.timeout(HAND_BACK_WITHIN_S):
-                        await settle(host, attempt, HandBack("draining", was_started=was_started))
+                        await settle(host, attempt, HandBack("draining", is_recorded=is_recorded))
                 raise
             except NewerFormat as error:
                 log.warning("%s is left to a newer peer: %s", attempt.identity, error)
-                verdict = HandBack("newer format", delay_s=host.settings.ack_wait_s)
+                verdict = HandBack("newer format", delay_s=host.settings.ack_wait_s, is_recorded=True)
             except (BusUnavailable, PublishUnconfirmed):
                 verdict = HandBack("bus away", delay_s=1.0)
             if attempt.started_at:

@@ -35,8 +35,8 @@ async def settle(host: Host, attempt: Attempt, verdict: Verdict) -> None:
             await _finish_found(host, attempt, stored)
         case Retry(failure, after_s):
             await _retry(host, attempt, failure, after_s)
-        case HandBack(reason, delay_s, was_started):
-            await _hand_back(host, attempt, reason, delay_s, was_started=was_started)
+        case HandBack(reason, delay_s, is_recorded):
+            await _hand_back(host, attempt, reason, delay_s, is_recorded=is_recorded)
         case _:
             assert_never(verdict)
 
@@ -87,7 +87,7 @@ async def _finish_found(host: Host, attempt: Attempt, found: Stored) -> None:
         outcome = read_outcome(found)
     except NewerFormat:
         # What it sends is not ours to read: a newer peer relays it.
-        await _hand_back(host, attempt, "newer format", host.settings.ack_wait_s, was_started=False)
+        await _hand_back(host, attempt, "newer format", host.settings.ack_wait_s, is_recorded=True)
     except ContractError as error:
         log.error("%s has a malformed result, which stands: %s", attempt.identity, error)
         await ack(host.bus, attempt.delivery)
@@ -124,9 +124,9 @@ async def _hand_back(
     reason: str,
     delay_s: float,
     *,
-    was_started: bool,
+    is_recorded: bool,
 ) -> None:
-    if was_started:
+    if is_recorded:
         end = AttemptEnded(how=Ended.HANDED_BACK, peer=host.peer, at=time.time())
         await _record_ended(host, attempt, end)
         await host.tell(EventKind.HANDED_BACK, attempt.identity, reason)

@@ -30,11 +30,11 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
-    """Not an attempt: another peer may have it. Recorded where a handler was started."""
+    """Not an attempt: another peer may have it. On record, it does not look like a crash later."""
 
     reason: str
     delay_s: float = 0.0
-    was_started: bool = False
+    is_recorded: bool = False
 
 
 Verdict = Answer | Answered | Retry | HandBack

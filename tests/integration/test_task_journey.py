@@ -309,6 +309,23 @@ async def test_what_a_task_sends_starts_with_its_outcome_and_only_with_success(m
     assert all(task_id.startswith("good.~leaf-") and lineage == ("route",) for task_id, lineage in seen)
 
 
+async def test_a_child_named_like_an_attempts_record_is_not_taken_for_it(mesh: Mesh, settings: Settings) -> None:
+    agent = Agent("tree")
+
+    @agent.handles("grow", wait=wait_fixed(0.01))
+    async def grow(depth: int, ctx: Context) -> str:
+        if depth and ctx.attempt == 1:
+            raise Transient("leave a record")
+        if depth:
+            ctx.send("grow", 0, name="began-2")
+        return "grown"
+
+    async with hosting(agent, settings=settings):
+        await (await mesh.submit(grow, 1, key="root")).result(within_s=10)
+
+        assert await mesh.handle(grow, "root.~began-2").result(within_s=10) == "grown"
+
+
 async def test_a_plain_handler_runs_in_a_thread_beside_others(mesh: Mesh, settings: Settings) -> None:
     import threading
 
