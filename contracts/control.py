@@ -10,17 +10,17 @@ from contracts.wire import Record
 class Cancel(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Ends a task and everything below it: whoever touches it next answers `cancelled`."""
 
-    at: float
-    by: str = ""
-    reason: str = ""
+    at: Annotated[float, Meta(description="Unix time at which it was asked for.")]
+    by: Annotated[str, Meta(description="Who asked for it.")] = ""
+    reason: Annotated[str, Meta(description="Why.")] = ""
 
 
 class Pause(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Peers stop taking work of a capability; what runs goes on, what comes waits in its queue."""
 
-    at: float
-    by: str = ""
-    reason: str = ""
+    at: Annotated[float, Meta(description="Unix time at which it was asked for.")]
+    by: Annotated[str, Meta(description="Who asked for it.")] = ""
+    reason: Annotated[str, Meta(description="Why.")] = ""
 
 
 class WhoRuns(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -29,36 +29,36 @@ class WhoRuns(Record, frozen=True, kw_only=True, omit_defaults=True):
     An empty id asks for everything that runs.
     """
 
-    id: str = ""
+    id: Annotated[str, Meta(description="The task's id.")] = ""
 
 
 class Running(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One task in flight on a peer."""
 
-    capability: str
-    id: str
+    capability: Annotated[str, Meta(description="What was asked for.")]
+    id: Annotated[str, Meta(description="The task's id.")]
     since: Annotated[float, Meta(description="Unix time at which the handler was started.")]
-    attempt: int = 1
-    parts: int = 0
+    attempt: Annotated[int, Meta(description="Number of the attempt, from 1.")] = 1
+    parts: Annotated[int, Meta(description="Parts it has streamed so far.")] = 0
 
 
 class Runs(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The answer to `WhoRuns`."""
 
-    peer: str
-    running: tuple[Running, ...] = ()
+    peer: Annotated[str, Meta(description="Id of the peer that answers.")]
+    running: Annotated[tuple[Running, ...], Meta(description="What runs there.")] = ()
 
 
 class PartsWanted(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Asks whoever runs a task for parts that were missed, from `first` up to but without `end`."""
 
-    id: str
-    attempt: int
-    first: int
-    end: int
+    id: Annotated[str, Meta(description="The task's id.")]
+    attempt: Annotated[int, Meta(description="The attempt that streamed them.")]
+    first: Annotated[int, Meta(description="Sequence of the first part wanted, from 0.")]
+    end: Annotated[int, Meta(description="Sequence after the last part wanted.")]
 
 
 class PartsKept(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The wanted parts that are still kept: sequence and value, in order."""
 
-    parts: tuple[tuple[int, Any], ...] = ()
+    parts: Annotated[tuple[tuple[int, Any], ...], Meta(description="Sequence and value of each.")] = ()

@@ -23,9 +23,9 @@ class EventKind(StrEnum):
 class Event(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One lifecycle event. Routine starts and ends are not events: the result record tells them."""
 
-    kind: EventKind
+    kind: Annotated[EventKind, Meta(description="What happened.")]
     at: Annotated[float, Meta(description="Unix time at the peer that says it.")]
-    peer: str
-    capability: str = ""
-    id: str = ""
-    detail: str = ""
+    peer: Annotated[str, Meta(description="Id of the peer that says it.")]
+    capability: Annotated[str, Meta(description="The task's capability; empty for a peer's own event.")] = ""
+    id: Annotated[str, Meta(description="The task's id; empty for a peer's own event.")] = ""
+    detail: Annotated[str, Meta(description="More, for people.")] = ""

@@ -34,8 +34,8 @@ class FailureKind(StrEnum):
 class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A failure as data."""
 
-    kind: FailureKind
-    message: str
+    kind: Annotated[FailureKind, Meta(description="Why it failed.")]
+    message: Annotated[str, Meta(description="The same for people.")]
     error: Annotated[str, Meta(description="The exception's class.")] = ""
     path: Annotated[str, Meta(description="The field at fault, as `$.file.lines`.")] = ""
     attempts: Annotated[int, Meta(ge=0, description="Attempts that failed or crashed, this one included.")] = 0
@@ -44,19 +44,19 @@ class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class DecidedBy(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Who produced the value, exactly enough to notice that something changed."""
 
-    agent: str = ""
-    version: str = ""
-    model: str = ""
-    model_digest: str = ""
-    prompt_digest: str = ""
+    agent: Annotated[str, Meta(description="Name of the agent.")] = ""
+    version: Annotated[str, Meta(description="Version of the agent.")] = ""
+    model: Annotated[str, Meta(description="The model it used.")] = ""
+    model_digest: Annotated[str, Meta(description="Digest of the model's weights or configuration.")] = ""
+    prompt_digest: Annotated[str, Meta(description="Digest of the prompt.")] = ""
 
 
 class Spent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the task used up, as its handler reported it."""
 
-    tokens_in: int = 0
-    tokens_out: int = 0
-    usd: float = 0.0
+    tokens_in: Annotated[int, Meta(description="Tokens read by models.")] = 0
+    tokens_out: Annotated[int, Meta(description="Tokens written by models.")] = 0
+    usd: Annotated[float, Meta(description="Cost in US dollars.")] = 0.0
 
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(
@@ -69,29 +69,29 @@ class Spent(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Send(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task that an outcome sends on: stored with the outcome, published by the relay."""
 
-    capability: str
-    id: str
-    payload: msgspec.Raw
-    task: Task
-    traceparent: str = ""
+    capability: Annotated[str, Meta(description="What the task asks for.")]
+    id: Annotated[str, Meta(description="Its id, below its parent's.")]
+    payload: Annotated[msgspec.Raw, Meta(description="What it asks with.")]
+    task: Annotated[Task, Meta(description="Its envelope.")]
+    traceparent: Annotated[str, Meta(description="W3C Trace Context.")] = ""
 
 
 class Outcome(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The result record of a task. It is written once; it carries everything the task sends next."""
 
-    status: Status
+    status: Annotated[Status, Meta(description="How the task ended.")]
     value: Annotated[msgspec.Raw | msgspec.UnsetType, Meta(description="What the handler returned, when `done`.")] = (
         msgspec.UNSET
     )
-    failure: Failure | None = None
-    sends: tuple[Send, ...] = ()
-    decided_by: DecidedBy | None = None
-    confidence: Confidence | None = None
-    reason: str = ""
-    spent: Spent | None = None
+    failure: Annotated[Failure | None, Meta(description="Why there is no value.")] = None
+    sends: Annotated[tuple[Send, ...], Meta(description="Tasks that this outcome sends on.")] = ()
+    decided_by: Annotated[DecidedBy | None, Meta(description="Who produced the value.")] = None
+    confidence: Annotated[Confidence | None, Meta(description="How sure the handler is.")] = None
+    reason: Annotated[str, Meta(description="Why, in the handler's words.")] = ""
+    spent: Annotated[Spent | None, Meta(description="What it used up.")] = None
     digest: Annotated[str, Meta(description="The payload's digest, to recognise a repeated submission.")] = ""
     peer: Annotated[str, Meta(description="Id of the peer that wrote the record.")] = ""
-    attempt: int = 1
+    attempt: Annotated[int, Meta(description="Number of the attempt that came to it, from 1.")] = 1
     parts: Annotated[int, Meta(description="How many parts this attempt streamed.")] = 0
     queue_s: Annotated[float, Meta(description="From stored to started.")] = 0.0
     run_s: Annotated[float, Meta(description="From started to the handler's end.")] = 0.0
@@ -107,15 +107,15 @@ class Ended(StrEnum):
 class AttemptBegan(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A recorded start of an attempt. Without a matching end or result it counts as a crash."""
 
-    peer: str
-    at: float
+    peer: Annotated[str, Meta(description="Id of the peer that began it.")]
+    at: Annotated[float, Meta(description="Unix time of its start.")]
 
 
 class AttemptEnded(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A recorded end of an attempt that left the task to be delivered again."""
 
-    how: Ended
-    peer: str
-    at: float
+    how: Annotated[Ended, Meta(description="Whether it counts.")]
+    peer: Annotated[str, Meta(description="Id of the peer that ended it.")]
+    at: Annotated[float, Meta(description="Unix time of its end.")]
     retry_at: Annotated[float | None, Meta(description="Unix time before which it is not tried again.")] = None
-    failure: Failure | None = None
+    failure: Annotated[Failure | None, Meta(description="What went wrong, if it failed.")] = None

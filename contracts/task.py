@@ -13,18 +13,18 @@ Confidence = Annotated[float, Meta(ge=0, le=1, description="How sure the one who
 class Sender(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Who asked."""
 
-    agent: str = ""
-    role: str = ""
-    version: str = ""
-    peer: str = ""
+    agent: Annotated[str, Meta(description="Name of the asking agent or client.")] = ""
+    role: Annotated[str, Meta(description="Its role.")] = ""
+    version: Annotated[str, Meta(description="Its version.")] = ""
+    peer: Annotated[str, Meta(description="Id of its peer, where a peer asked.")] = ""
 
 
 class Budget(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a task and everything below it may use up."""
 
-    usd: float | None = None
-    tokens: int | None = None
-    hops: int | None = None
+    usd: Annotated[float | None, Meta(description="US dollars; null for no limit.")] = None
+    tokens: Annotated[int | None, Meta(description="Tokens of models; null for no limit.")] = None
+    hops: Annotated[int | None, Meta(description="Levels of children; null for no limit.")] = None
 
 
 class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,12 +35,12 @@ class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     digest: Annotated[str, Meta(description="SHA-256 of the payload's bytes, hex, first 32 digits.")] = ""
     deadline: Annotated[UnixSeconds | None, Meta(description="Past it the task is answered `expired`, not run.")] = None
-    sender: Sender | None = None
+    sender: Annotated[Sender | None, Meta(description="Who asked.")] = None
     lineage: Annotated[
         tuple[str, ...], Meta(description="Capabilities of the task's ancestors, root first; `-` is a client session.")
     ] = ()
     conversation: Annotated[str, Meta(description="Groups tasks that belong to one exchange.")] = ""
-    budget: Budget | None = None
-    confidence: Confidence | None = None
+    budget: Annotated[Budget | None, Meta(description="What it may use up.")] = None
+    confidence: Annotated[Confidence | None, Meta(description="How sure the sender is of what it asks.")] = None
     reason: Annotated[str, Meta(description="Why the sender asks.")] = ""
     redrive_of: Annotated[str, Meta(description="Id of the dead letter that this task tries again.")] = ""

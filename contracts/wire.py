@@ -9,7 +9,7 @@ does not know survives the passage through it.
 """
 
 import re
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -32,7 +32,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The base of what is stored or travels in a header."""
 
     # A factory, so that `omit_defaults` never leaves the version out.
-    v: int = msgspec.field(default_factory=lambda: FORMAT)
+    v: Annotated[int, msgspec.Meta(description="Version of the record's format.")] = msgspec.field(
+        default_factory=lambda: FORMAT
+    )
 
     def __post_init__(self) -> None:
         if self.v > FORMAT:

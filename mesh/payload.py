@@ -76,7 +76,7 @@ def encode(value: Any, as_type: ContentType = "application/json") -> bytes:
     """
     try:
         return _msgpack_encoder.encode(value) if as_type == wire.MSGPACK else _json_encoder.encode(value)
-    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+    except (TypeError, ValueError, NotImplementedError, RecursionError, OverflowError) as error:
         raise ContractError(f"{type(value).__name__} cannot travel: {error}") from error
 
 
