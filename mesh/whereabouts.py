@@ -1,18 +1,22 @@
 """Where a task is: what its records say, and what the peers say who are asked."""
 
+import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from contracts import headers as names
 from contracts import wire
 from contracts.control import Runs, WhoRuns
 from contracts.outcome import Outcome
-from contracts.subjects import Identity
-from mesh.bus import topology
+from contracts.subjects import Identity, ancestry
+from contracts.task import Task
+from mesh.bus import control, topology
 from mesh.bus.commit import read_outcome
 from mesh.bus.connection import Bus
 from mesh.bus.ledger import read_ledger
 from mesh.bus.records import Stored, read_many
+from mesh.errors import BusUnavailable, ContractError, PublishUnconfirmed
 
 ASK_WITHIN_S = 0.5
 
@@ -62,6 +66,13 @@ async def find(bus: Bus, task: Identity) -> Whereabouts:
             return Whereabouts(
                 task, Where.RUNNING, f"on {runs.peer}", runs.peer, attempt=running.attempt, since=running.since
             )
+    found = await _between_attempts(bus, task, standing)
+    if await control.cancelled(bus, ancestry(task, _lineage(standing))) is not None:
+        return replace(found, detail="cancelled, and answered so when a peer takes it next")
+    return found
+
+
+async def _between_attempts(bus: Bus, task: Identity, standing: Stored) -> Whereabouts:
     ledger = await read_ledger(bus, task, is_redelivered=False)
     if ledger.retry_at > time.time():
         failure = ledger.last_failure
@@ -81,6 +92,11 @@ async def _waiting(bus: Bus, task: Identity, standing: Stored) -> Whereabouts:
     info = await topology.inspect(bus, topology.consumer(bus.settings, task.capability, lane))
     if info is None:
         return Whereabouts(task, Where.UNSERVED, f"no peer has ever served {task.capability}", since=standing.stored_at)
+    if not await _has_peer(bus, task.capability):
+        return Whereabouts(task, Where.UNSERVED, f"no peer serves {task.capability} now", since=standing.stored_at)
+    if (pause := await control.paused(bus, task.capability)) is not None:
+        why = f": {pause.reason}" if pause.reason else ""
+        return Whereabouts(task, Where.QUEUED, f"{task.capability} is paused{why}", since=standing.stored_at)
     if info["num_pending"] == 0 and info["num_ack_pending"] == 0:
         detail = "its consumer will not hand it out; the next sweep sets it going again"
         return Whereabouts(task, Where.ORPHANED, detail, since=standing.stored_at)
@@ -88,6 +104,24 @@ async def _waiting(bus: Bus, task: Identity, standing: Stored) -> Whereabouts:
         detail = f"handed out; comes again within {bus.settings.ack_wait_s:g} s if its peer is gone"
         return Whereabouts(task, Where.QUEUED, detail, since=standing.stored_at)
     return Whereabouts(task, Where.QUEUED, f"{info['num_pending']} in its queue", since=standing.stored_at)
+
+
+def _lineage(standing: Stored) -> tuple[str, ...]:
+    try:
+        return wire.decode(Task, standing.headers.get(names.TASK, "{}").encode()).lineage
+    except ContractError:
+        return ()
+
+
+async def _has_peer(bus: Bus, capability: str) -> bool:
+    """Whether a live peer answers for a capability. One whose process is frozen counts for none."""
+    question = wire.encode(WhoRuns())
+    try:
+        async with asyncio.timeout(ASK_WITHIN_S):
+            await bus.request(bus.subjects.ctl(capability, "who-runs"), question)
+    except (BusUnavailable, PublishUnconfirmed, TimeoutError):
+        return False
+    return True
 
 
 def _done(task: Identity, stored: Stored) -> Whereabouts:

@@ -6,6 +6,7 @@ tens of seconds after a broker restart (docs/adr/0002).
 """
 
 import time
+from collections.abc import Iterable
 
 from contracts import headers as names
 from contracts import subjects as grammar
@@ -15,7 +16,7 @@ from contracts.subjects import Identity
 from contracts.wire import Record
 from mesh.bus.commit import ttl
 from mesh.bus.connection import Bus
-from mesh.bus.records import Stored, read_range
+from mesh.bus.records import Stored, read, read_many, read_range
 from mesh.errors import Overloaded, StreamFull
 
 _KV_OPERATION = "KV-Operation"
@@ -34,6 +35,22 @@ async def pause(bus: Bus, capability: str, *, by: str = "", reason: str = "") ->
 async def resume(bus: Bus, capability: str) -> None:
     """Take a pause back. Safe to repeat."""
     await bus.store(bus.subjects.control_record(grammar.key_pause(capability)), b"", {_KV_OPERATION: "DEL"})
+
+
+async def paused(bus: Bus, capability: str) -> Pause | None:
+    """The pause of a capability that stands now, or None."""
+    subject = bus.subjects.control_record(grammar.key_pause(capability))
+    stored = await read(bus, subject, stream=bus.subjects.control_stream)
+    return None if stored is None or is_deleted(stored.headers) else wire.decode(Pause, stored.data)
+
+
+async def cancelled(bus: Bus, tasks: Iterable[Identity]) -> Cancel | None:
+    """The first cancel that stands for one of several tasks, such as a task and its ancestors."""
+    subjects = [bus.subjects.control_record(grammar.key_cancel(task)) for task in tasks]
+    for stored in await read_many(bus, subjects, stream=bus.subjects.control_stream):
+        if stored is not None and not is_deleted(stored.headers):
+            return wire.decode(Cancel, stored.data)
+    return None
 
 
 def is_deleted(found: dict[str, str]) -> bool:

@@ -80,6 +80,8 @@ async def dead_letters(bus: Bus, capability: str = "*", *, up_to: int) -> AsyncI
 
     Those that come while the first ones are redriven lie past `census().last_sequence`.
     """
+    if not up_to:
+        return
     async for stored in read_range(bus, bus.subjects.stream, bus.subjects.dead_letters_of(capability)):
         if stored.sequence > up_to:
             return

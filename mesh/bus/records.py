@@ -123,13 +123,14 @@ def _stored(message: Msg) -> Stored | None:
     return Stored(
         subject=found.get(names.SUBJECT, ""),
         sequence=int(found.get(names.SEQUENCE, 0)),
-        stored_at=_unix(found.get(names.STORED_AT, "")),
+        stored_at=unix(found.get(names.STORED_AT, "")),
         data=message.data,
         headers=found,
     )
 
 
-def _unix(timestamp: str) -> float:
+def unix(timestamp: str) -> float:
+    """A server's timestamp as Unix time; 0 where there is none."""
     # The server writes nanoseconds, of which `fromisoformat` takes six digits.
     whole, _, fraction = timestamp.rstrip("Z").partition(".")
     if not whole:

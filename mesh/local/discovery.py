@@ -11,8 +11,11 @@ FOLDER = ".mesh"
 FILE = "server.json"
 
 
-def announce(folder: Path, *, url: str, prefix: str) -> Path:
-    """Write where the mesh of this folder listens; returns the file, which whoever runs the mesh removes."""
+def announce(folder: Path, *, url: str, prefix: str, sync_interval: str = "") -> Path:
+    """Write where the mesh of this folder listens; returns the file, which whoever runs the mesh removes.
+
+    `sync_interval` is the server's, which a client cannot ask for.
+    """
     home = folder / FOLDER
     home.mkdir(parents=True, exist_ok=True)
     ignore = home / ".gitignore"
@@ -20,7 +23,7 @@ def announce(folder: Path, *, url: str, prefix: str) -> Path:
         ignore.write_text("*\n")
     path = home / FILE
     scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_text(json.dumps({"url": url, "prefix": prefix, "pid": os.getpid()}))
+    scratch.write_text(json.dumps({"url": url, "prefix": prefix, "pid": os.getpid(), "sync_interval": sync_interval}))
     scratch.replace(path)
     return path
 
@@ -29,14 +32,29 @@ def find_local(start: Path | None = None) -> dict[str, str] | None:
     """What the nearest `mesh up` announced, if its process still runs."""
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
-        path = folder / FOLDER / FILE
-        try:
-            found = json.loads(path.read_text())
-            os.kill(int(found["pid"]), 0)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        return {"url": str(found["url"]), "prefix": str(found["prefix"])}
+        if (found := _read(folder)) is not None:
+            return found
     return None
+
+
+def find_announced(folder: Path) -> int | None:
+    """The process that runs a mesh of this very folder, or None."""
+    found = _read(folder)
+    return None if found is None else int(found["pid"])
+
+
+def _read(folder: Path) -> dict[str, str] | None:
+    try:
+        found = json.loads((folder / FOLDER / FILE).read_text())
+        os.kill(int(found["pid"]), 0)
+        return {
+            "url": str(found["url"]),
+            "prefix": str(found["prefix"]),
+            "pid": str(found["pid"]),
+            "sync_interval": str(found.get("sync_interval", "")),
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def with_local_server(settings: Settings, url: str | None = None) -> Settings:

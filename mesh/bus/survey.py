@@ -1,0 +1,160 @@
+"""What can be asked about a server and a mesh's streams, for people who look after them.
+
+It needs an operator's rights: information about streams and all their consumers.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import nats.errors
+
+from contracts.subjects import check_capability
+from mesh.bus import control, topology
+from mesh.bus.connection import Bus
+from mesh.bus.records import unix
+from mesh.bus.replies import ApiError
+from mesh.bus.topology import Difference, Spec
+from mesh.errors import BusUnavailable, ContractError, PublishUnconfirmed
+
+ROUND_TRIPS = 7
+FLUSH_WITHIN_S = 5
+JETSTREAM_NOT_ENABLED = (10039, 10076)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a server says of itself. The API level is None where it runs without JetStream."""
+
+    version: str
+    api_level: int | None
+    round_trip_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The mesh's stream. Limits of -1 are none; `behind` names servers whose copy lags or is away."""
+
+    replicas: int
+    messages: int
+    bytes: int
+    messages_max: int
+    bytes_max: int
+    behind: tuple[str, ...]
+    server_ahead_s: float
+    """The server's clock against ours, to within `server_ahead_error_s`."""
+    server_ahead_error_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One consumer of the mesh's stream: what waits in it, and what is in the hands of peers."""
+
+    name: str
+    capability: str
+    waiting: int
+    in_flight: int
+    is_paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The mesh's streams and consumers, and where they differ from what this version needs."""
+
+    mesh: Stream
+    queues: tuple[Queue, ...]
+    differences: tuple[Difference, ...]
+    missing: tuple[Spec, ...]
+
+
+async def server(bus: Bus) -> Server:
+    """The server this bus is connected to.
+
+    Raises:
+        BusUnavailable: it does not answer.
+    """
+    took_s: list[float] = []
+    for _ in range(ROUND_TRIPS):
+        began = time.perf_counter()
+        try:
+            await bus.nc.flush(timeout=FLUSH_WITHIN_S)
+        except (nats.errors.Error, TimeoutError) as error:
+            raise BusUnavailable(f"the server does not answer within {FLUSH_WITHIN_S} s") from error
+        took_s.append(time.perf_counter() - began)
+    version = str(bus.nc.connected_server_version).strip("<>").rpartition(" ")[2].removeprefix("v")
+    return Server(version, await _api_level(bus), statistics.median(took_s))
+
+
+async def streams(bus: Bus) -> Streams | None:
+    """The mesh's streams and consumers, or None where the mesh was never made."""
+    mesh, control_stream = topology.streams(bus.settings)
+    asked_at = time.time()
+    info = await topology.inspect(bus, mesh)
+    answered_at = time.time()
+    if info is None:
+        return None
+    differences = topology.differences(mesh, info["config"])
+    missing: list[Spec] = []
+    queues: list[Queue] = []
+    for spec in (control_stream, *await consumers(bus)):
+        found = await topology.inspect(bus, spec)
+        if found is None:
+            missing.append(spec)
+            continue
+        differences += topology.differences(spec, found["config"])
+        if spec.kind == "consumer":
+            queues.append(await _queue(bus, spec, found))
+    stream = _stream(info, asked_at, answered_at)
+    return Streams(stream, tuple(queues), tuple(differences), tuple(missing))
+
+
+async def consumers(bus: Bus) -> list[Spec]:
+    """The consumers that the mesh's stream has, as this version wants them."""
+    wanted: list[Spec] = []
+    for name in sorted(await topology.served(bus)):
+        capability, _, lane = name.partition("@")
+        try:
+            wanted.append(topology.consumer(bus.settings, check_capability(capability), lane))
+        except ContractError:
+            # Somebody's own consumer; it is none of ours.
+            continue
+    return wanted
+
+
+async def _api_level(bus: Bus) -> int | None:
+    try:
+        level = (await bus.api("INFO")).get("api", {}).get("level", 0)
+    except ApiError as error:
+        if error.code in JETSTREAM_NOT_ENABLED:
+            return None
+        raise
+    except (BusUnavailable, PublishUnconfirmed):
+        return None
+    return int(level)
+
+
+async def _queue(bus: Bus, spec: Spec, info: dict[str, Any]) -> Queue:
+    capability = spec.name.partition("@")[0]
+    return Queue(
+        name=spec.name,
+        capability=capability,
+        waiting=info["num_pending"],
+        in_flight=info["num_ack_pending"],
+        is_paused=await control.paused(bus, capability) is not None,
+    )
+
+
+def _stream(info: dict[str, Any], asked_at: float, answered_at: float) -> Stream:
+    config, state = info["config"], info["state"]
+    copies = (info.get("cluster") or {}).get("replicas") or ()
+    return Stream(
+        replicas=config["num_replicas"],
+        messages=state["messages"],
+        bytes=state["bytes"],
+        messages_max=config["max_msgs"],
+        bytes_max=config["max_bytes"],
+        behind=tuple(copy["name"] for copy in copies if copy.get("offline") or not copy.get("current")),
+        server_ahead_s=unix(info["ts"]) - (asked_at + answered_at) / 2,
+        server_ahead_error_s=(answered_at - asked_at) / 2,
+    )
