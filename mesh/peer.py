@@ -110,10 +110,12 @@ class Peer:
         try:
             await self.app.run()
         except BaseExceptionGroup as group:
-            raise _first(group) from group
+            if not self._drained.is_set() or self.bus.is_connected:
+                raise _first(group) from group
+            # It drained; what failed then is the farewell over a connection that is gone.
+            log.info("%s left while the connection was gone", self.id)
         finally:
-            # Safe to repeat; FastStream leaves the connection open when a start or a fiber fails.
-            await self.broker.stop()
+            await self._close()
 
     def stop(self) -> None:
         """Begin to drain, as SIGTERM does."""
@@ -233,6 +235,16 @@ class Peer:
         self._drain.set()
         if self._connected.is_set():
             await self._drained.wait()
+
+    async def _close(self) -> None:
+        # Safe to repeat; FastStream leaves the connection open when a start or a fiber fails.
+        try:
+            await self.broker.stop()
+        except Exception:
+            # nats-py does not drain a connection that is gone.
+            if self.bus.is_connected:
+                raise
+            await self.bus.close()
 
     async def _live(self) -> None:
         await self._connected.wait()

@@ -98,8 +98,7 @@ class Bus:
             async with bus.open(nc):
                 yield bus
         finally:
-            with suppress(nats.errors.Error, OSError):
-                await nc.close()
+            await bus.close()
 
     @asynccontextmanager
     async def open(self, nc: Client) -> AsyncIterator[None]:
@@ -115,6 +114,13 @@ class Bus:
         finally:
             self._is_leaving = True
             self._fail_waiting("the connection was closed")
+
+    async def close(self) -> None:
+        """Close the client, connected or not. Safe to repeat."""
+        self._is_leaving = True
+        # Closing a connection that is gone meets its broken socket.
+        with suppress(nats.errors.Error, OSError):
+            await self.nc.close()
 
     @property
     def is_connected(self) -> bool:
