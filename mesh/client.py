@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -30,6 +31,7 @@ from mesh.errors import (
     ContractError,
     DeadlineExceeded,
     MeshError,
+    Overloaded,
     TaskCancelled,
     TaskExpired,
     TaskFailed,
@@ -276,7 +278,7 @@ class Mesh:
         """Submit every payload and yield what each came to, failures as values.
 
         At most `in_flight` tasks are out at once, and payloads are drawn no faster, so memory is bounded
-        however many there are. `ordered` yields in the payloads' order, else as they finish. Leaving the
+        however many there are. While the mesh is `Overloaded` it waits and tries again, up to `deadline_s`. `ordered` yields in the payloads' order, else as they finish. Leaving the
         iteration early leaves what was submitted to run.
 
         Raises:
@@ -291,19 +293,25 @@ class Mesh:
 
         async def one(index: int, payload: I, key: str | None) -> Mapped[O]:
             task: Identity | None = None
-            try:
-                handle: Handle[Any] = await self._submit(
-                    capability,
-                    payload,
-                    returns=Any if returns is None else returns,
-                    key=key,
-                    deadline_s=deadline_s,
-                    content_type=content_type,
-                )
-                task = handle.task
-                return Mapped(index, task, value=await handle.result())
-            except MeshError as error:
-                return Mapped(index, task, error=error)
+            give_up_at = math.inf if deadline_s is None else time.monotonic() + deadline_s
+            while True:
+                try:
+                    handle: Handle[Any] = await self._submit(
+                        capability,
+                        payload,
+                        returns=Any if returns is None else returns,
+                        key=key,
+                        deadline_s=deadline_s,
+                        content_type=content_type,
+                    )
+                    task = handle.task
+                    return Mapped(index, task, value=await handle.result())
+                except Overloaded as error:
+                    if time.monotonic() + error.retry_after_s >= give_up_at:
+                        return Mapped(index, task, error=error)
+                    await asyncio.sleep(error.retry_after_s)
+                except MeshError as error:
+                    return Mapped(index, task, error=error)
 
         try:
             while True:

@@ -183,6 +183,14 @@ async def test_a_full_stream_refuses_tasks_before_commits(settings: Settings) ->
     assert values == ["x"] * 100
 
 
+async def test_a_map_slows_down_where_the_mesh_is_overloaded(settings: Settings) -> None:
+    small = settings.model_copy(update={"stream_msgs_max": 40, "full_at": 0.5, "result_ttl_s": 1.0})
+    async with Mesh.connect(settings=small) as mesh, hosting(shop(), settings=small):
+        values = [item.unwrap() async for item in mesh.map("repeat", [1] * 60, in_flight=60)]
+
+    assert values == ["x"] * 60
+
+
 async def test_a_commit_that_meets_a_full_stream_is_held_and_not_dropped(settings: Settings) -> None:
     small = settings.model_copy(update={"stream_msgs_max": 50})
     async with Mesh.connect(settings=small) as mesh:
