@@ -278,8 +278,9 @@ class Mesh:
         """Submit every payload and yield what each came to, failures as values.
 
         At most `in_flight` tasks are out at once, and payloads are drawn no faster, so memory is bounded
-        however many there are. While the mesh is `Overloaded` it waits and tries again, up to `deadline_s`. `ordered` yields in the payloads' order, else as they finish. Leaving the
-        iteration early leaves what was submitted to run.
+        however many there are. While the mesh is `Overloaded` it waits and tries again, up to `deadline_s`.
+        `ordered` yields in the payloads' order, else as they finish. Leaving the iteration early leaves what
+        was submitted to run.
 
         Raises:
             ValueError: `in_flight` is below 1, or there are fewer keys than payloads.
