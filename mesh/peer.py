@@ -34,6 +34,7 @@ from mesh.bus.connection import Bus, server_addresses
 from mesh.capability import AgentInfo, Capability, agent_card
 from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SetupError
 from mesh.fibers import serving
+from mesh.runtime.cancelled import Cancelled
 from mesh.runtime.controls import Controls
 from mesh.runtime.heartbeat import Heartbeat
 from mesh.runtime.host import Host
@@ -76,7 +77,7 @@ class Peer:
         self.state = PeerState.STARTING
         self.metrics_url = ""
         self._since = time.time()
-        self._beats: dict[str, float] = {}
+        self._beats: dict[str, tuple[float, Beat]] = {}
         self._ticked_at = time.monotonic()
         self._connected, self._ready = asyncio.Event(), asyncio.Event()
         self._drain, self._drained, self._shaken = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -91,6 +92,8 @@ class Peer:
             publish_event=self._publish_event,
         )
         self.host.controls.on_change.append(self.host.cancel_running)
+        self._cancelled = Cancelled(self.host, self._serving)
+        self.host.controls.on_cancel.append(self._cancelled.heard)
         self.intakes = [Intake(self.host, capability, on_lost=self._shake) for capability in capabilities]
         self.broker = self._broker()
         self.app = FastStream(
@@ -145,7 +148,7 @@ class Peer:
 
         @broker.subscriber(subjects.beats, description="Presence and load of peers.")
         async def beat_heard(beat: Beat) -> None:
-            self._beats[beat.peer] = time.monotonic()
+            self._beats[beat.peer] = time.monotonic(), beat
 
         @broker.subscriber(subjects.ctl("all", "describe"), description="Who is there, and what can it do?")
         async def describe() -> Described:
@@ -212,8 +215,12 @@ class Peer:
     def live_peers(self) -> int:
         """How many peers beat lately, this one included."""
         since = time.monotonic() - BEATS_MISSED * self.settings.beat_s
-        self._beats = {peer: at for peer, at in self._beats.items() if at > since}
+        self._beats = {peer: heard for peer, heard in self._beats.items() if heard[0] > since}
         return max(1, len(self._beats))
+
+    def _serving(self, capability: str) -> Iterator[str]:
+        self.live_peers()
+        return (peer for peer, (_, beat) in self._beats.items() if capability in beat.load)
 
     # Life.
 
@@ -268,6 +275,7 @@ class Peer:
                 self._keep_beating(),
                 self._keep_recovering(),
                 Sweep(self.host).keep(capabilities, self.live_peers),
+                self._cancelled.keep(capabilities),
             )
             async with serving(*helpers):
                 self.state = PeerState.READY

@@ -16,7 +16,10 @@ from mesh.bus.records import Stored
 
 
 class Controls:
-    """Cancels and pauses, as far as this process has heard. `on_change` is called after each change."""
+    """Cancels and pauses, as far as this process has heard.
+
+    `on_change` is called after each change, `on_cancel` with each task whose cancel is heard as it is made.
+    """
 
     def __init__(self, subjects: Subjects, *, cancel_ttl_s: float) -> None:
         self._subjects = subjects
@@ -25,12 +28,19 @@ class Controls:
         self._cancelled: dict[Identity, Cancel] = {}
         self._paused: set[str] = set()
         self.on_change: list[Callable[[], None]] = []
+        self.on_cancel: list[Callable[[Identity], None]] = []
 
     def heard(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
         """Take in the echo of one change."""
         key = self._subjects.control_key(subject)
-        if self._take(key, data, int(headers.get(names.SEQUENCE, 0)), gone=is_deleted(headers)):
-            self._changed()
+        is_gone = is_deleted(headers)
+        if not self._take(key, data, int(headers.get(names.SEQUENCE, 0)), gone=is_gone):
+            return
+        self._changed()
+        task = parse_cancel(key)
+        if task is not None and not is_gone:
+            for callback in self.on_cancel:
+                callback(task)
 
     def read(self, records: Iterable[Stored], known_before: Mapping[str, int]) -> None:
         """Take in a snapshot. What was `known` before it was asked for, and it lacks, has expired or was taken away.

@@ -19,6 +19,7 @@ from mesh import (
     BlockingContext,
     Context,
     DeadlineExceeded,
+    Handle,
     IdempotencyConflict,
     Mesh,
     Permanent,
@@ -27,6 +28,7 @@ from mesh import (
     TaskFailed,
     Transient,
 )
+from mesh.bus.topology import queued
 from mesh.settings import Settings
 from mesh.testing import eventually, hosting
 from mesh.whereabouts import Where, Whereabouts
@@ -227,6 +229,57 @@ async def test_a_queued_task_that_is_cancelled_is_never_run(mesh: Mesh, settings
             await handle.result(within_s=10)
 
     assert runs == []
+
+
+async def test_a_task_queued_behind_busy_slots_is_cancelled_without_waiting_for_one(
+    mesh: Mesh, settings: Settings
+) -> None:
+    agent = Agent("busy")
+    go_on = asyncio.Event()
+
+    @agent.handles("hold", concurrency=1)
+    async def hold(_: None) -> str:
+        await go_on.wait()
+        return "held"
+
+    async with hosting(agent, settings=settings) as one, hosting(agent, settings=settings) as two:
+        running = [await mesh.submit(hold, None) for _ in range(2)]
+        await eventually(lambda: len(one.host.running) == len(two.host.running) == 1)
+        waiting = await mesh.submit(hold, None, key="k")
+        await waiting.cancel()
+
+        with pytest.raises(TaskCancelled):
+            await waiting.result(within_s=10)
+        go_on.set()
+
+        assert [await handle.result(within_s=10) for handle in running] == ["held", "held"]
+        await eventually(lambda: is_queue_empty(mesh))
+
+
+async def test_a_task_that_waits_for_its_retry_is_cancelled_without_waiting_for_it(
+    mesh: Mesh, settings: Settings
+) -> None:
+    agent = Agent("later")
+
+    @agent.handles("later")
+    async def later(_: None) -> str:
+        raise Transient("in an hour", after_s=3600)
+
+    async with hosting(agent, settings=settings):
+        handle = await mesh.submit(later, None, key="k")
+        await eventually(lambda: is_retrying(handle))
+        await handle.cancel()
+
+        with pytest.raises(TaskCancelled):
+            await handle.result(within_s=10)
+
+
+async def is_retrying(handle: Handle[str]) -> bool:
+    return (await handle.status()).where is Where.RETRYING
+
+
+async def is_queue_empty(mesh: Mesh) -> bool:
+    return not await queued(mesh.bus, mesh.bus.subjects.tasks_of())
 
 
 async def test_a_running_task_is_cancelled_with_its_children(mesh: Mesh, settings: Settings) -> None:
