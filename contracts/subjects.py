@@ -141,6 +141,11 @@ def child_id(parent_id: str, token: str) -> str:
     return child
 
 
+def session_child(session: str, number: int) -> str:
+    """The id of a task without a key: the next child of a client's session."""
+    return f"{session}.~{number}"
+
+
 def root_of(task_id: str) -> str:
     """The first token: the id of the workflow, or of the client session, that a task belongs to."""
     return task_id.partition(".")[0]

@@ -15,7 +15,7 @@ import msgspec
 from contracts import headers as names
 from contracts import wire
 from contracts.outcome import Outcome, Status
-from contracts.subjects import SESSION, Identity, check_capability, check_key, child_id
+from contracts.subjects import SESSION, Identity, check_capability, check_key, session_child
 from contracts.task import Budget, Sender, Task
 from contracts.wire import ContentType
 from mesh import payload as payloads
@@ -358,7 +358,7 @@ class Mesh:
             raise ContractError(f"payload of {len(encoded)} bytes exceeds {self.bus.settings.payload_bytes_max} bytes")
         if deadline_s is not None and deadline_s <= 0:
             raise ContractError(f"deadline_s is {deadline_s:g}; it counts from now and must be above 0")
-        task_id = check_key(key) if key is not None else child_id(self.session, str(next(self._tokens)))
+        task_id = check_key(key) if key is not None else session_child(self.session, next(self._tokens))
         identity = Identity(name, task_id)
         now = time.time()
         task = Task(

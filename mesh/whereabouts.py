@@ -68,7 +68,7 @@ async def find(bus: Bus, task: Identity) -> Whereabouts:
             )
     found = await _between_attempts(bus, task, standing)
     if await control.cancelled(bus, ancestry(task, _lineage(standing))) is not None:
-        return replace(found, detail="cancelled, and answered so when a peer takes it next")
+        return replace(found, detail="cancelled, and about to be answered so")
     return found
 
 

@@ -176,11 +176,12 @@ async def test_status_tells_a_retry_from_a_queue(command_line: Any, desk: None, 
     await eventually(retries)
     retrying = await command_line("status", "later/r1")
     await mesh.cancel(handle.task)
+    await handle.outcome(within_s=10)
     cancelled = await command_line("status", "later/r1")
 
     assert "waits for a retry until" in retrying.out
     assert "too early" in retrying.out
-    assert "cancelled, and answered so when a peer takes it next" in cancelled.out
+    assert "later/r1 is cancelled" in cancelled.out
 
 
 async def test_status_says_that_nobody_serves_a_task(command_line: Any, settings: Settings, mesh: Mesh) -> None:
