@@ -187,7 +187,8 @@ class Intake:
         self.in_flight -= 1
         if not self.in_flight:
             self._idle.set()
-        self._wanted.set()
+        if slots_to_offer(self._slots, self.in_flight, self._pull.offered):
+            self._wanted.set()
 
     def _identity(self, subject: str) -> tuple[Identity, str]:
         """Whose records a delivery's are, and its own id where that is illegal."""
