@@ -96,7 +96,7 @@ class Handle(Generic[O]):
 
     async def cancel(self, *, reason: str = "") -> None:
         """Cancel the task and everything below it. Safe to repeat; a finished task stays as it is."""
-        await self._mesh.cancel(self.task, reason=reason)
+        await self._mesh.cancel(self.task.capability, self.task.id, reason=reason)
 
     async def _record(self, within_s: float | None) -> Stored:
         if within_s is None:
@@ -387,11 +387,14 @@ class Mesh:
         name = capability.name if isinstance(capability, Capability) else check_capability(capability)
         return await find(self.bus, Identity(name, key))
 
-    async def cancel(self, task: Identity, *, reason: str = "") -> None:
+    async def cancel(self, capability: Capability[Any, Any, Any] | str, key: str, *, reason: str = "") -> None:
         """Cancel a task and everything below it, queued or running. Safe to repeat.
 
-        Whichever peer touches it next answers `cancelled`; a finished task stays as it is.
+        It is answered `cancelled`, at once where it only waits; a handler that runs is ended at its next await.
+        What hangs below it is answered when a peer touches it next. A finished task stays as it is.
         """
+        name = capability.name if isinstance(capability, Capability) else check_capability(capability)
+        task = Identity(name, key)
         if await read_result(self.bus, task) is None:
             ttl_s = self.bus.settings.result_ttl_s
             await control.cancel(self.bus, task, by=self._sender.agent, reason=reason, ttl_s=ttl_s)

@@ -18,7 +18,6 @@ from contextlib import aclosing, contextmanager
 from typing import Any, Generic, TypeVar, overload
 
 from contracts.outcome import Outcome
-from contracts.subjects import Identity
 from contracts.task import Budget
 from contracts.wire import ContentType
 from mesh import client
@@ -201,9 +200,9 @@ class Mesh:
         """Where a task is; asks the stream and the peers."""
         return self._thread.call(self._mesh.status(capability, key))
 
-    def cancel(self, task: Identity, *, reason: str = "") -> None:
+    def cancel(self, capability: Capability[Any, Any, Any] | str, key: str, *, reason: str = "") -> None:
         """Cancel a task and everything below it, queued or running. Safe to repeat."""
-        self._thread.call(self._mesh.cancel(task, reason=reason))
+        self._thread.call(self._mesh.cancel(capability, key, reason=reason))
 
 
 class _LoopThread:

@@ -131,7 +131,7 @@ def cancel(
             if found.where is Where.UNKNOWN:
                 raise console.Failed(f"no task {task} is kept: it was never submitted, or its result has expired")
             if found.where is not Where.DONE:
-                await mesh.cancel(task, reason=reason)
+                await mesh.cancel(task.capability, task.id, reason=reason)
             return found
 
     found = console.run(main())

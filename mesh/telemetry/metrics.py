@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -108,8 +108,8 @@ class Metrics:
             ("capability",),
             registry=self.registry,
         )
-        build = Gauge("mesh_build", "Version of this peer.", ("version", "python"), registry=self.registry)
-        build.labels(distribution_version(), platform.python_version()).set(1)
+        build = Info("mesh_build", "Version of this peer.", registry=self.registry)
+        build.info({"version": distribution_version(), "python": platform.python_version()})
 
     def of(self, capability: str, version: str) -> CapabilityMetrics:
         """The metrics of one capability, shown from the start at zero."""

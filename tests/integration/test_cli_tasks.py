@@ -175,7 +175,7 @@ async def test_status_tells_a_retry_from_a_queue(command_line: Any, desk: None, 
 
     await eventually(retries)
     retrying = await command_line("status", "later/r1")
-    await mesh.cancel(handle.task)
+    await handle.cancel()
     await handle.outcome(within_s=10)
     cancelled = await command_line("status", "later/r1")
 

@@ -66,7 +66,7 @@ async def test_metrics_tell_what_happened_apart_by_capability_and_outcome(mesh: 
     assert 'mesh_slots{capability="echo"} 2.0' in lines
     assert 'mesh_in_flight_tasks{capability="echo"} 0.0' in lines
     assert 'mesh_duplicates_total{at="start",capability="echo"} 0.0' in lines
-    assert any(line.startswith("mesh_build{") for line in lines)
+    assert any(line.startswith("mesh_build_info{") for line in lines)
 
 
 async def test_readiness_tells_the_truth_about_start_and_drain(mesh: Mesh, settings: Settings) -> None:

@@ -1,11 +1,14 @@
 """Streamed parts: in order, with what was missed and what starts over told."""
 
 import asyncio
+from pathlib import Path
 
 from mesh import Agent, BlockingContext, Context, Mesh, Transient
+from mesh.local.server import local_server
 from mesh.settings import Settings
 from mesh.streaming import Missed, Part, Restarted
 from mesh.testing import eventually, hosting
+from mesh.testing.fixtures import fresh_settings
 
 
 async def test_parts_arrive_in_order_and_end_with_the_result(mesh: Mesh, settings: Settings) -> None:
@@ -79,6 +82,39 @@ async def test_a_late_listener_gets_the_parts_it_missed_from_the_peer(mesh: Mesh
             go_on.set()
 
     assert got == [Part(number, 1, number) for number in range(10)]
+
+
+async def test_a_listener_that_lost_its_connection_gets_what_it_missed(tmp_path: Path) -> None:
+    agent = Agent("writer")
+    half, go_on = asyncio.Event(), asyncio.Event()
+
+    @agent.handles("write", timeout_s=60)
+    async def write(_: None, ctx: Context) -> str:
+        for number in range(3):
+            await ctx.emit(number)
+        half.set()
+        await go_on.wait()
+        for number in range(3, 6):
+            await ctx.emit(number)
+        return "done"
+
+    with local_server(tmp_path) as server:
+        settings = fresh_settings(server.url)
+        async with hosting(agent, settings=settings) as peer, Mesh.connect(settings=settings) as mesh:
+            handle = await mesh.submit(write, None)
+            got = []
+            async for event in handle.stream():
+                got.append(event)
+                if len(got) == 3 and half.is_set() and not go_on.is_set():
+                    server.kill()
+                    await eventually(lambda: not mesh.bus.is_connected and not peer.bus.is_connected)
+                    go_on.set()
+                    await eventually(lambda: [a for a in peer.host.running.values() if a.context.parts_emitted == 6])
+                    server.restart()
+
+            assert await handle.result(within_s=30) == "done"
+
+    assert got == [Part(number, 1, number) for number in range(6)]
 
 
 async def test_parts_that_are_kept_nowhere_are_told_as_missed(mesh: Mesh, settings: Settings) -> None:

@@ -140,7 +140,7 @@ async def test_a_running_task_is_seen_and_cancelled(desk: Settings) -> None:
             handle.result(within_s=0.05)
         while handle.status().where is not Where.RUNNING:
             continue
-        mesh.cancel(handle.task, reason="enough")
+        mesh.cancel(handle.task.capability, handle.id, reason="enough")
         with pytest.raises(TaskCancelled):
             handle.result(within_s=10)
         assert handle.outcome().status == "cancelled"
