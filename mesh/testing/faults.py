@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from contracts.subjects import Identity
+from contracts.subjects import Identity, Kind
 from mesh.bus import commit as door
 from mesh.bus.connection import Bus
 from mesh.bus.pull import Delivery
@@ -34,12 +34,20 @@ class Fleet:
     """Peers as processes. One that ends is replaced, as an orchestrator would, until the fleet is left."""
 
     def __init__(
-        self, command: Sequence[str], *, size: int, env: Mapping[str, str], cwd: Path, log: Path | None = None
+        self,
+        command: Sequence[str],
+        *,
+        size: int,
+        env: Mapping[str, str],
+        cwd: Path,
+        history: History,
+        log: Path | None = None,
     ) -> None:
         self._command = command
         self._size = size
         self._env = dict(env)
         self._cwd = cwd
+        self._history = history
         self._log = log
         self._processes: list[asyncio.subprocess.Process] = []
         self._spawned: list[int] = []
@@ -77,7 +85,8 @@ class Fleet:
             self._spawned.append(process.pid)
             if self._leaving.is_set():
                 _signal(process.pid, signal.SIGTERM)
-            await process.wait()
+            code = await process.wait()
+            self._history.add(Entry(What.ENDED, peer=str(process.pid), detail=str(code)))
             self._processes.remove(process)
 
     async def _start(self) -> asyncio.subprocess.Process:
@@ -107,7 +116,7 @@ class Scene:
     history: History
     dice: random.Random
     submitted: list[tuple[Identity, Any]] = field(default_factory=list)
-    is_broker_struck: asyncio.Lock = field(default_factory=asyncio.Lock)
+    broker_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def a_peer(self) -> int | None:
         """The process of some peer, or None where none runs now."""
@@ -173,11 +182,13 @@ class KillBroker:
     for_s: float = 0.0
 
     async def strike(self, scene: Scene) -> None:
-        async with scene.is_broker_struck:
+        async with scene.broker_lock:
             scene.tell("kill-broker")
-            await asyncio.to_thread(scene.server.kill)
-            await asyncio.sleep(self.for_s)  # the passing of time is the fault
-            await asyncio.to_thread(scene.server.restart)
+            try:
+                await asyncio.to_thread(scene.server.kill)
+                await asyncio.sleep(self.for_s)  # the passing of time is the fault
+            finally:
+                await asyncio.to_thread(scene.server.restart)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +196,28 @@ class RestartBroker:
     """The server is stopped in good order and started again, as an upgrade does."""
 
     async def strike(self, scene: Scene) -> None:
-        async with scene.is_broker_struck:
+        async with scene.broker_lock:
             scene.tell("restart-broker")
-            await asyncio.to_thread(scene.server.stop)
-            await asyncio.to_thread(scene.server.restart)
+            try:
+                await asyncio.to_thread(scene.server.stop)
+            finally:
+                await asyncio.to_thread(scene.server.restart)
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeBroker:
+    """The server stands still for longer than answers are waited for, and then does what it was asked."""
+
+    for_s: float
+
+    async def strike(self, scene: Scene) -> None:
+        async with scene.broker_lock:
+            scene.tell("freeze-broker")
+            _signal(scene.server.pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(self.for_s)  # the passing of time is the fault
+            finally:
+                _signal(scene.server.pid, signal.SIGCONT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +232,9 @@ class SubmitAgain:
         task, payload = found
         scene.tell("submit-again", str(task))
         async with asyncio.TaskGroup() as fibers:
-            for _ in range(self.times):
-                fibers.create_task(submit_surely(scene.client, task, payload))
+            again = [fibers.create_task(submit_surely(scene.client, task, payload)) for _ in range(self.times)]
+        for submitting in again:
+            scene.history.add(Entry(What.CONFIRMED, task=str(task), is_new=submitting.result().is_new))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +245,7 @@ class CancelTask:
         if (found := scene.a_task()) is not None:
             task, _ = found
             scene.tell("cancel", str(task))
-            await repeated_until_done(lambda: scene.client.cancel(task))
+            await repeated_until_done(lambda: scene.client.cancel(task.capability, task.id))
 
 
 async def submit_surely(client: Mesh, task: Identity, payload: Any, *, patience_s: float | None = None) -> Any:
@@ -255,6 +285,8 @@ class KillPoints:
     dice: random.Random
     history: History
     peer: str = ""
+    times_max: int | None = None
+    """How often each point strikes, in all processes that share the history; None is without end."""
 
     def install(self) -> None:
         """Put the points in the way of every settlement of this process, for good."""
@@ -269,7 +301,7 @@ class KillPoints:
 
         async def create_or_die(bus: Bus, subject: str, *args: Any, **options: Any) -> bool:
             made: bool = await create_once(bus, subject, *args, **options)
-            if subject.startswith(f"{bus.subjects.prefix}.task"):
+            if bus.subjects.parse(subject).kind is Kind.TASK:
                 self._die(Point.HALF_RELAYED, subject)
             return made
 
@@ -293,7 +325,12 @@ class KillPoints:
             setattr(module, name, wrapped)
 
     def _happens(self, point: Point) -> bool:
-        return self.dice.random() < self.chances.get(point, 0.0)
+        if self.dice.random() >= self.chances.get(point, 0.0):
+            return False
+        if self.times_max is None:
+            return True
+        struck = sum(entry.detail == point for entry in self.history.read(What.FAULT))
+        return struck < self.times_max
 
     def _die(self, point: Point, task: Identity | str) -> None:
         if self._happens(point):

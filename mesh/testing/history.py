@@ -5,15 +5,18 @@ that file and nothing else:
 
 - *lost*: a submission was confirmed, or a stored result sends the task, and no result of it stands;
 - *unexpected*: a result, a run or a dead letter of something that nobody asked for;
-- *repeated*: more than one result was stored for a task, or its submitter was told another than stands;
+- *repeated*: more than one submission started a task, more than one result was stored for it, or a submitter
+  was told another than stands;
 - *left*: still queued, or counted by a consumer, when everything should be over;
-- *undue* and *missing*: dead letters that should not, or should, be there.
+- *undue* and *missing*: dead letters that should not, or should, be there;
+- *broken*: peers that ended by themselves, neither drained nor killed.
 
 A submission that was attempted and not confirmed may have a result or none. A handler may run more than
 once; its recorded effects (the result and the tasks it sends) happen once.
 """
 
 import os
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,8 +26,8 @@ from types import TracebackType
 
 import msgspec
 
-from contracts.outcome import Status
-from contracts.subjects import Identity
+from contracts import headers as names
+from contracts.subjects import Identity, Kind
 from mesh.bus import topology
 from mesh.bus.commit import read_outcome
 from mesh.bus.connection import Bus
@@ -51,6 +54,8 @@ class What(StrEnum):
     """Something is still queued at the end."""
     READY = "ready"
     """A peer serves."""
+    ENDED = "ended"
+    """A peer's process is over; `detail` is its exit code."""
     FAULT = "fault"
 
 
@@ -65,6 +70,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     status: str = ""
     value: str = ""
     sends: tuple[str, ...] = ()
+    is_new: bool = False
+    """Of a confirmed submission: it says that it started the task."""
     is_doomed: bool = False
     """Of an attempted task: it is expected to end as a dead letter."""
     detail: str = ""
@@ -108,12 +115,12 @@ class Findings:
     left: tuple[str, ...] = ()
     undue: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
     figures: dict[str, int] = field(default_factory=dict)
 
     @property
     def violations(self) -> dict[str, tuple[str, ...]]:
-        told = {name: getattr(self, name) for name in ("lost", "unexpected", "repeated", "left", "undue", "missing")}
-        return {name: found for name, found in told.items() if found}
+        return {name: found for name in _VIOLATIONS if (found := getattr(self, name))}
 
     def __str__(self) -> str:
         told = [
@@ -139,6 +146,8 @@ def check(entries: Iterable[Entry]) -> Findings:
         stored[entry.task].add(entry.sequence)
     repeated = [f"{task} stored at {sorted(found)}" for task, found in stored.items() if len(found) > 1]
     repeated += [f"{task} sent {times} times" for task, times in Counter(sent).items() if times > 1]
+    started = Counter(entry.task for entry in by_kind[What.CONFIRMED] if entry.is_new)
+    repeated += [f"{task} started {times} times" for task, times in started.items() if times > 1]
     for entry in by_kind[What.ANSWERED]:
         stands = recorded.get(entry.task)
         if stands is not None and (stands.status, stands.value) != (entry.status, entry.value):
@@ -159,6 +168,9 @@ def check(entries: Iterable[Entry]) -> Findings:
             sorted(f"{entry.task} ({entry.detail})" for entry in by_kind[What.BURIED] if entry.task not in doomed)
         ),
         missing=tuple(sorted((doomed & confirmed) - buried)),
+        broken=tuple(
+            f"{entry.peer} ended with {entry.detail}" for entry in by_kind[What.ENDED] if entry.detail not in _ORDERLY
+        ),
         figures={
             "attempted": len(attempted),
             "confirmed": len(confirmed),
@@ -194,13 +206,12 @@ async def observe(bus: Bus, history: History) -> None:
             )
         )
     async for stored in read_range(bus, subjects.stream, subjects.dead_letters_of()):
-        outcome_of = str(subjects.parse(stored.subject).identity)
-        history.add(Entry(What.BURIED, task=outcome_of, sequence=stored.sequence, detail=stored.headers["Mesh-Dead"]))
-    for subject in await topology.queued(bus, f"{subjects.prefix}.>"):
-        if not subject.startswith(
-            (f"{subjects.prefix}.result.", f"{subjects.prefix}.dead.", f"{subjects.prefix}.step.")
-        ):
-            history.add(Entry(What.LEFT, detail=subject))
+        task = str(subjects.parse(stored.subject).identity)
+        history.add(Entry(What.BURIED, task=task, sequence=stored.sequence, detail=stored.headers[names.DEAD]))
+    for pattern in subjects.stored:
+        for subject in await topology.queued(bus, pattern):
+            if subjects.parse(subject).kind in (Kind.TASK, Kind.PARK, Kind.WAKE):
+                history.add(Entry(What.LEFT, detail=subject))
     for name in await topology.served(bus):
         consumer = await bus.api(f"CONSUMER.INFO.{subjects.stream}.{name}")
         if consumer["num_pending"] or consumer["num_ack_pending"]:
@@ -213,7 +224,9 @@ def text(value: msgspec.Raw | msgspec.UnsetType) -> str:
     return "" if value is msgspec.UNSET else bytes(value).decode()
 
 
+_VIOLATIONS = ("lost", "unexpected", "repeated", "left", "undue", "missing", "broken")
+# Drained, told to end before it could drain, killed.
+_ORDERLY = ("0", str(-signal.SIGTERM), str(-signal.SIGKILL))
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Entry)
-
-__all__ = ["Entry", "Findings", "History", "Status", "What", "check", "observe", "text"]

@@ -1,0 +1,130 @@
+"""Where the fault tests play: a server of its own, peers as processes, a client, and one recorded history."""
+
+import os
+import random
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from nats.aio.msg import Msg
+
+from contracts import headers as names
+from contracts.outcome import Outcome
+from contracts.subjects import Identity
+from mesh.bus import topology
+from mesh.client import Mesh
+from mesh.local.server import local_server
+from mesh.settings import Settings
+from mesh.testing import eventually
+from mesh.testing.faults import Fleet, Point, Scene, submit_surely
+from mesh.testing.history import Entry, Findings, History, What, check, observe, text
+from tests.faults.workload import Orders
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED_VARIABLE = "MESH_SEED"
+ACK_WAIT_S = 1.5
+QUIET_WITHIN_S = 120.0
+READY_WITHIN_S = 60.0
+
+
+def seed() -> int:
+    """The seed of this run, printed: MESH_SEED repeats one."""
+    chosen = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**31))
+    sys.stdout.write(f"{SEED_VARIABLE}={chosen}\n")
+    return chosen
+
+
+def settings(url: str) -> Settings:
+    """Short waits, so that take-overs are quick."""
+    return Settings(
+        nats_url=url,
+        prefix="storm",
+        ack_wait_s=ACK_WAIT_S,
+        sweep_s=2.0,
+        beat_s=0.5,
+        grace_s=0.2,
+        stream_bytes_max=2**30,
+    )
+
+
+@asynccontextmanager
+async def scene(
+    folder: Path, *, peers: int, seed: int, points: Mapping[Point, float] | None = None, times_max: int | None = None
+) -> AsyncIterator[Scene]:
+    """Everything a fault test needs, with `peers` of them ready. What it leaves behind is in `folder`."""
+    orders = Orders(str(folder / "history.jsonl"), seed, str(folder / "release"), dict(points or {}), times_max)
+    with local_server(folder / "store") as server, History(Path(orders.history)) as history:
+        ours = settings(server.url)
+        fleet = Fleet(
+            [sys.executable, "-m", "tests.faults.workload", msgspec.json.encode(orders).decode()],
+            size=peers,
+            env=_environment(ours),
+            cwd=ROOT,
+            history=history,
+            log=folder / "peers.log",
+        )
+        async with Mesh.connect(settings=ours) as client:
+            await topology.ensure(client.bus, topology.streams(ours))
+            await client.bus.nc.subscribe(ours.subjects.result_echo[1], cb=_recorder(client, history))
+            async with fleet.running():
+                await eventually(lambda: len(history.read(What.READY)) >= peers, within_s=READY_WITHIN_S)
+                yield Scene(fleet, server, client, history, random.Random(seed))
+
+
+async def ask(
+    scene: Scene,
+    capability: str,
+    key: str,
+    payload: Any = None,
+    *,
+    patience_s: float | None = None,
+    is_doomed: bool = False,
+) -> Outcome:
+    """Submit a task until that is confirmed, wait for its outcome, and record both."""
+    task = Identity(capability, key)
+    scene.history.add(Entry(What.ATTEMPTED, task=str(task), is_doomed=is_doomed))
+    if not is_doomed:
+        scene.submitted.append((task, payload))
+    handle = await submit_surely(scene.client, task, payload, patience_s=patience_s)
+    scene.history.add(Entry(What.CONFIRMED, task=str(task), is_new=handle.is_new))
+    outcome: Outcome = await handle.outcome()
+    scene.history.add(Entry(What.ANSWERED, task=str(task), status=outcome.status, value=text(outcome.value)))
+    return outcome
+
+
+async def findings(scene: Scene, *, within_s: float = QUIET_WITHIN_S) -> Findings:
+    """What the history proves, once nothing moves any more or `within_s` seconds are over."""
+    bus = scene.client.bus
+
+    async def is_quiet() -> bool:
+        if await topology.queued(bus, bus.subjects.tasks_of()):
+            return False
+        for name in await topology.served(bus):
+            consumer = await bus.api(f"CONSUMER.INFO.{bus.subjects.stream}.{name}")
+            if consumer["num_pending"] or consumer["num_ack_pending"]:
+                return False
+        return True
+
+    # What is left when the time is over is for the checker to tell.
+    with suppress(AssertionError):
+        await eventually(is_quiet, within_s=within_s, every_s=0.2)
+    await observe(bus, scene.history)
+    return check(scene.history.read())
+
+
+def _recorder(client: Mesh, history: History) -> Callable[[Msg], Awaitable[None]]:
+    async def record(message: Msg) -> None:
+        task = client.bus.subjects.parse(message.subject).identity
+        sequence = int((message.headers or {}).get(names.SEQUENCE, 0))
+        history.add(Entry(What.ECHOED, task=str(task), sequence=sequence))
+
+    return record
+
+
+def _environment(ours: Settings) -> dict[str, str]:
+    told = ours.model_dump(mode="json", exclude_none=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+    return {**kept, **{f"MESH_{name.upper()}": str(value) for name, value in told.items()}}
