@@ -170,6 +170,11 @@ class Peer:
         async def who_runs(question: WhoRuns) -> Runs | None:
             return self._runs(question.id, [name])
 
+        @broker.subscriber(subjects.ctl(name, "distrust"), description="Delivery counts start over.")
+        async def distrust(question: WhoRuns) -> Runs | None:
+            self._shake()
+            return self._runs(question.id, [name])
+
         @broker.subscriber(subjects.ctl(name, "parts"), description="Streamed parts that were missed.")
         async def parts_wanted(wanted: PartsWanted) -> PartsKept | None:
             return self._parts(Identity(name, wanted.id), wanted)
@@ -308,6 +313,7 @@ class Peer:
             try:
                 ensured = await topology.ensure(self.bus, self._topology())
                 await self.host.learn_watermark()
+                await self.host.survey()
                 known = self.host.controls.known()
                 self.host.controls.read(await control.snapshot(self.bus), known)
                 return ensured

@@ -61,8 +61,8 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
         )
         if delivery.delivered > 1:
             attempt.metrics.redeliveries.inc()
-            if ledger.is_last_open and (owner := await _who_runs(host, attempt)):
-                return HandBack(f"running on {owner}", delay_s=host.settings.ack_wait_s)
+        if ledger.is_last_open and (owner := await _owner(host, attempt)):
+            return HandBack(f"running on {owner}", delay_s=host.settings.ack_wait_s)
         if (wait := ledger.retry_at - time.time()) > 0.05:
             return HandBack("its retry is not due", delay_s=wait)
 
@@ -109,7 +109,9 @@ def envelope(delivery: Delivery) -> Task:
     return wire.decode(Task, header.encode()) if header is not None else Task()
 
 
-async def _who_runs(host: Host, attempt: Attempt) -> str:
+async def _owner(host: Host, attempt: Attempt) -> str:
+    if attempt.delivery.delivered == 1:
+        return await host.runs_elsewhere(attempt.identity)
     subject = host.bus.subjects.ctl(attempt.identity.capability, "who-runs")
     question = wire.encode(WhoRuns(id=attempt.identity.id))
     for answer in await host.bus.gather(subject, question, within_s=WHO_RUNS_WITHIN_S, enough=1):

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from contracts import wire
+from contracts.control import Runs, WhoRuns
 from contracts.event import Event, EventKind
 from contracts.subjects import Identity
 from contracts.task import Sender, Task
@@ -27,6 +29,7 @@ log = logging.getLogger("mesh.runtime")
 
 NOTHING_TRUSTED = 2**63
 FINISHED_PARTS_MAX = 10_000
+SURVEY_S = 0.5
 
 
 @dataclass(slots=True)
@@ -82,6 +85,9 @@ class Host:
     trusted_above: int = NOTHING_TRUSTED
     """First deliveries of guarded messages stored after this sequence need no look for a record."""
     _trust_round: int = 0
+    _surveyed: asyncio.Event = field(default_factory=lambda: _set(asyncio.Event()))
+    _elsewhere: dict[Identity, str] = field(default_factory=dict)
+    _elsewhere_until: float = 0.0
     _finished: OrderedDict[Identity, Streamed] = field(default_factory=OrderedDict)
     _parts_kept: int = 0
 
@@ -126,9 +132,36 @@ class Host:
                 attempt.cancel()
 
     def distrust(self) -> None:
-        """Look for a record before every run, until `learn_watermark` has been called again."""
+        """Look for a record before every run, until `learn_watermark` and `survey` have been called again."""
         self.trusted_above = NOTHING_TRUSTED
         self._trust_round += 1
+        self._surveyed.clear()
+
+    async def survey(self) -> None:
+        """Once distrusted, ask every peer what it runs: what the server forgot to have delivered then runs once.
+
+        After a broker's crash a message in flight may come again and look new. A peer that reconnects later than
+        this one asks is not heard; what it runs may then be run beside it, and one of the two commits.
+        """
+        if self._surveyed.is_set():
+            return
+        asked_in = self._trust_round
+        question = wire.encode(WhoRuns())
+        answers = await self.bus.gather(self.bus.subjects.ctl("all", "who-runs"), question, within_s=SURVEY_S)
+        self._elsewhere = {
+            Identity(task.capability, task.id): runs.peer
+            for runs in (wire.decode(Runs, answer) for answer in answers)
+            for task in runs.running
+            if runs.peer != self.peer
+        }
+        self._elsewhere_until = time.monotonic() + self.settings.ack_wait_s
+        if asked_in == self._trust_round:
+            self._surveyed.set()
+
+    async def runs_elsewhere(self, task: Identity) -> str:
+        """The peer that ran a task at the last survey, if that was lately. Waits for a survey that is due."""
+        await self._surveyed.wait()
+        return self._elsewhere.get(task, "") if time.monotonic() < self._elsewhere_until else ""
 
     async def learn_watermark(self) -> None:
         """Trust first deliveries of what is stored from now on.
@@ -147,3 +180,8 @@ class Host:
             if asked_in == self._trust_round:
                 self.trusted_above = info["state"]["last_seq"]
                 return
+
+
+def _set(event: asyncio.Event) -> asyncio.Event:
+    event.set()
+    return event

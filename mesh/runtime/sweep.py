@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from contracts import wire
+from contracts.control import WhoRuns
 from contracts.event import EventKind
 from mesh.bus import topology
 from mesh.bus.records import read_many
@@ -24,6 +26,7 @@ log = logging.getLogger("mesh.runtime")
 
 DEEP = 1_000
 """A queue with more pending than this moves, or is seen to be long; it is not swept."""
+DISTRUST_S = 0.3
 UNSERVED_MAX = 50
 """Capabilities without a consumer that get a label of their own: anybody may make names up."""
 
@@ -69,6 +72,9 @@ class Sweep:
         if not stranded:
             return 0
         first = min(stored.sequence for stored in stranded)
+        # What is in flight comes again as if for the first time; every peer must know before it does.
+        distrust = host.bus.subjects.ctl(name, "distrust")
+        await host.bus.gather(distrust, wire.encode(WhoRuns()), within_s=DISTRUST_S)
         await topology.reset_consumer(host.bus, spec, first)
         host.metrics.revived.labels(name).inc(len(stranded))
         log.warning("%s: consumer reset to %d: %d messages were handed out to nobody", name, first, len(stranded))

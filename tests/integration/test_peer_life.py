@@ -12,6 +12,7 @@ import pytest
 
 from contracts import headers, wire
 from contracts.card import Described
+from contracts.control import WhoRuns
 from contracts.event import Event, EventKind
 from contracts.outcome import Ended
 from contracts.subjects import Identity, key_pause
@@ -205,6 +206,40 @@ async def test_a_message_that_no_consumer_would_hand_out_is_set_going_again(mesh
         assert await sweep.round(capability) == 1
 
         assert await handle.result(within_s=10) == "lost"
+
+
+async def test_a_consumer_that_forgets_its_deliveries_runs_nothing_beside_its_owner(
+    mesh: Mesh, settings: Settings
+) -> None:
+    agent = Agent("held")
+    go_on, runs = asyncio.Event(), 0
+
+    @agent.handles("hold", concurrency=4)
+    async def hold() -> str:
+        nonlocal runs
+        runs += 1
+        await go_on.wait()
+        return "held"
+
+    def came_again(peer: Peer) -> float:
+        samples = [
+            ("mesh_redeliveries_total", {"capability": "hold"}),
+            *(("mesh_handed_back_total", {"capability": "hold", "reason": reason}) for reason in ("running",)),
+        ]
+        return sum(peer.metrics.registry.get_sample_value(name, labels) or 0 for name, labels in samples)
+
+    async with hosting(agent, settings=settings) as one, hosting(agent, settings=settings) as two:
+        handles = [await mesh.submit(hold, None) for _ in range(6)]
+        await eventually(lambda: runs == 6)
+        question = wire.encode(WhoRuns())
+        await mesh.bus.gather(mesh.bus.subjects.ctl("hold", "distrust"), question, within_s=1, enough=2)
+        await topology.reset_consumer(mesh.bus, topology.consumer(settings, "hold"), 1)
+        await eventually(lambda: came_again(one) + came_again(two) >= 6)
+        go_on.set()
+
+        assert [await handle.result(within_s=20) for handle in handles] == ["held"] * 6
+
+    assert runs == 6
 
 
 async def test_tasks_that_nobody_serves_show_as_a_metric(mesh: Mesh, settings: Settings) -> None:

@@ -164,6 +164,7 @@ def test_all_planes_of_a_capability_are_told(document: dict[str, Any]) -> None:
             f"part.{name}.{{id}}",
             f"step.{name}.{{id}}.{{name}}",
             f"dead.letter.{name}.{{id}}",
+            f"ctl.{name}.distrust",
             f"ctl.{name}.who-runs",
             f"ctl.{name}.parts",
         )
@@ -197,6 +198,7 @@ def test_every_question_has_an_answer(document: dict[str, Any]) -> None:
         "all.describe": ["Described"],
         "all.who-runs": ["Runs"],
         **{f"{name}.who-runs": ["Runs"] for name in ("read", "write", "rest")},
+        **{f"{name}.distrust": ["Runs"] for name in ("read", "write", "rest")},
         **{f"{name}.parts": ["PartsKept"] for name in ("read", "write", "rest")},
     }
 
