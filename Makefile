@@ -39,6 +39,7 @@ test: check
 
 faults: install
 	$(BIN)/python -m tests.faults.storm
+	$(BIN)/pytest tests/faults -m slow
 
 bench: install
 	$(BIN)/python -m ops.bench.throughput
