@@ -234,9 +234,6 @@ class Subjects:
         """The capability of a task subject, however illegal the rest."""
         return task_subject[len(self._head) :].split(".", 2)[1]
 
-    def wakes_of(self, capability: str) -> str:
-        return f"{self._head}wake.{capability}.>"
-
     def results_of(self, capability: str = "*") -> str:
         return f"{self._head}result.{capability}.>"
 

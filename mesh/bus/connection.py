@@ -146,10 +146,9 @@ class Bus:
         limit = self.nc.max_payload
         if len(data) + HEADER_ROOM_BYTES > limit:
             # The server counts headers in, and closes the connection on one that is over.
-            size = len(data) + sum(
-                len(name.encode()) + len(value.encode()) + 4 for name, value in (headers or {}).items()
-            )
-            if size + 16 > limit:
+            lines = [f"{name}: {value}\r\n" for name, value in (headers or {}).items()]
+            size = len(data) + HEADER_FRAME_BYTES + sum(len(line.encode()) for line in lines)
+            if size > limit:
                 raise PublishRejected(f"message of {size} bytes, headers included, exceeds the server's {limit} bytes")
         try:
             await self.nc.publish(subject, data, reply=reply, headers=headers)

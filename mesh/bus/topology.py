@@ -21,7 +21,6 @@ from mesh.settings import Settings
 PRIORITY_GROUP = "slots"
 NANOS = 1_000_000_000
 APPEARS_WITHIN_S = 10.0
-SERVER_VERSION_MIN = (2, 14)
 
 # Operators may tune these; everything else in a spec carries a promise.
 _TUNABLE = frozenset({"max_bytes", "max_msgs", "num_replicas", "ack_wait", "max_ack_pending", "max_waiting"})
