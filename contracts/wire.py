@@ -9,6 +9,7 @@ does not know survives the passage through it.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
@@ -97,6 +98,15 @@ def decode(shape: type[T], data: bytes, as_type: ContentType = "application/json
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise contract_error(error) from error
     return decoded
+
+
+def readable(shape: type[T], many: Iterable[bytes]) -> Iterator[T]:
+    """Those of many JSON answers that are as the shape says; one peer's nonsense must not silence the others."""
+    for data in many:
+        try:
+            yield decode(shape, data)
+        except ContractError:
+            continue
 
 
 def contract_error(error: Exception) -> ContractError:

@@ -106,8 +106,9 @@ class _Seen:
         """What the running attempt has streamed so far."""
         question = wire.encode(WhoRuns(id=self._task.id))
         subject = self._bus.subjects.ctl(self._task.capability, "who-runs")
-        for answer in await self._bus.gather(subject, question, within_s=ASK_WITHIN_S, enough=1):
-            for running in wire.decode(Runs, answer).running:
+        answers = await self._bus.gather(subject, question, within_s=ASK_WITHIN_S, enough=1)
+        for runs in wire.readable(Runs, answers):
+            for running in runs.running:
                 if running.parts and running.attempt >= self._attempt:
                     for restarted in self._turn_to(running.attempt):
                         yield restarted
@@ -134,8 +135,9 @@ class _Seen:
             return
         wanted = PartsWanted(id=self._task.id, attempt=self._attempt, first=self._next, end=end)
         subject = self._bus.subjects.ctl(self._task.capability, "parts")
-        for answer in await self._bus.gather(subject, wire.encode(wanted), within_s=ASK_WITHIN_S, enough=1):
-            for sequence, value in wire.decode(PartsKept, answer).parts:
+        answers = await self._bus.gather(subject, wire.encode(wanted), within_s=ASK_WITHIN_S, enough=1)
+        for kept in wire.readable(PartsKept, answers):
+            for sequence, value in kept.parts:
                 if sequence > self._next:
                     yield Missed(self._attempt, self._next, sequence)
                 if sequence >= self._next:

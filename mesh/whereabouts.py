@@ -60,8 +60,8 @@ async def find(bus: Bus, task: Identity) -> Whereabouts:
     if standing.subject == subjects.park(task):
         return Whereabouts(task, Where.PARKED, since=standing.stored_at)
     subject = subjects.ctl(task.capability, "who-runs")
-    for answer in await bus.gather(subject, wire.encode(WhoRuns(id=task.id)), within_s=ASK_WITHIN_S, enough=1):
-        runs = wire.decode(Runs, answer)
+    answers = await bus.gather(subject, wire.encode(WhoRuns(id=task.id)), within_s=ASK_WITHIN_S, enough=1)
+    for runs in wire.readable(Runs, answers):
         for running in runs.running:
             return Whereabouts(
                 task, Where.RUNNING, f"on {runs.peer}", runs.peer, attempt=running.attempt, since=running.since

@@ -71,7 +71,7 @@ async def describe(bus: "Bus", *, within_s: float, enough: int = 0) -> "list[Des
     from contracts.card import Described
 
     answers = await bus.gather(bus.subjects.ctl("all", "describe"), b"", within_s=within_s, enough=enough)
-    return sorted((wire.decode(Described, answer) for answer in answers), key=lambda peer: peer.beat.peer)
+    return sorted(wire.readable(Described, answers), key=lambda peer: peer.beat.peer)
 
 
 def _order(capability: str, *, is_paused: bool, reason: str, as_json: bool) -> None:

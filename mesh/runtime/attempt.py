@@ -114,8 +114,8 @@ async def _owner(host: Host, attempt: Attempt) -> str:
         return await host.runs_elsewhere(attempt.identity)
     subject = host.bus.subjects.ctl(attempt.identity.capability, "who-runs")
     question = wire.encode(WhoRuns(id=attempt.identity.id))
-    for answer in await host.bus.gather(subject, question, within_s=WHO_RUNS_WITHIN_S, enough=1):
-        runs = wire.decode(Runs, answer)
+    answers = await host.bus.gather(subject, question, within_s=WHO_RUNS_WITHIN_S, enough=1)
+    for runs in wire.readable(Runs, answers):
         if runs.running and runs.peer != host.peer:
             return runs.peer
     return ""

@@ -150,7 +150,7 @@ class Host:
         answers = await self.bus.gather(self.bus.subjects.ctl("all", "who-runs"), question, within_s=SURVEY_S)
         self._elsewhere = {
             Identity(task.capability, task.id): runs.peer
-            for runs in (wire.decode(Runs, answer) for answer in answers)
+            for runs in wire.readable(Runs, answers)
             for task in runs.running
             if runs.peer != self.peer
         }

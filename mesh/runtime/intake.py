@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from contracts.card import Load
-from contracts.errors import NewerFormat
+from contracts.errors import ContractError, NewerFormat
 from contracts.subjects import Identity, is_legal_id, stand_in
 from contracts.task import Sender
 from mesh.bus.commit import nak
@@ -160,6 +160,9 @@ class Intake:
             except NewerFormat as error:
                 log.warning("%s is left to a newer peer: %s", attempt.identity, error)
                 verdict = HandBack("newer format", delay_s=host.settings.ack_wait_s, is_recorded=True)
+            except ContractError as error:
+                log.error("%s has a malformed record, an operator must see to it: %s", attempt.identity, error)
+                verdict = HandBack("malformed record", delay_s=REFUSED_AGAIN_S)
             except (BusUnavailable, PublishUnconfirmed):
                 verdict = HandBack("bus away", delay_s=1.0)
             if attempt.started_at:

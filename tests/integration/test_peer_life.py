@@ -191,6 +191,21 @@ async def test_a_task_of_a_newer_format_is_left_to_a_newer_peer(mesh: Mesh, sett
         assert (await topology.queued(mesh.bus, subject)) == {subject: 1}
 
 
+async def test_a_malformed_record_stops_its_task_and_not_its_peer(mesh: Mesh, settings: Settings) -> None:
+    async with hosting(echo_agent(), settings=settings) as peer:
+        task = Identity("echo", "k")
+        await mesh.bus.store(mesh.bus.subjects.attempt(task, 1, "ended"), b"{not json")
+        await mesh.bus.store(mesh.bus.subjects.task(task), b'"hello"')
+
+        await eventually(
+            lambda: peer.metrics.registry.get_sample_value(
+                "mesh_handed_back_total", {"capability": "echo", "reason": "malformed record"}
+            )
+        )
+
+        assert await (await mesh.submit("echo", "others go on")).result(within_s=10) == "others go on"
+
+
 async def test_a_message_that_no_consumer_would_hand_out_is_set_going_again(mesh: Mesh, settings: Settings) -> None:
     quiet = settings.model_copy(update={"sweep_s": 3600.0})
     spec = topology.consumer(quiet, "echo")

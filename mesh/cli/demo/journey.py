@@ -226,10 +226,7 @@ async def _kill_one(stage: Stage, observer: Observer, killed: set[int]) -> Kill 
 async def _who_runs(bus: Bus, *, enough: int) -> dict[str, tuple[str, ...]]:
     """The keys of what each peer says it is running."""
     subject, question = bus.subjects.ctl("all", "who-runs"), wire.encode(WhoRuns())
-    answers = [
-        wire.decode(Runs, answer)
-        for answer in await bus.gather(subject, question, within_s=ASK_WITHIN_S, enough=enough)
-    ]
+    answers = list(wire.readable(Runs, await bus.gather(subject, question, within_s=ASK_WITHIN_S, enough=enough)))
     return {runs.peer: tuple(task.id for task in runs.running) for runs in answers}
 
 
