@@ -262,8 +262,9 @@ class Peer:
         await self._connected.wait()
         connection = self.broker.connection
         async with self.bus.open(connection), AsyncExitStack() as stack:
-            for difference in (await self._ensure_and_learn()).tolerated:
+            for difference in (await self._ensure()).tolerated:
                 log.warning("kept as the server has it: %s", difference)
+            await self._learn()
             await stack.enter_async_context(self.host.heartbeat.running())
             pages = Pages(self.metrics.registry, self.is_healthy, self.is_ready)
             self.metrics_url = stack.enter_context(
@@ -307,20 +308,30 @@ class Peer:
         consumers = [topology.consumer(self.settings, intake.capability.name) for intake in self.intakes]
         return [*topology.streams(self.settings), *consumers]
 
-    async def _ensure_and_learn(self) -> topology.Ensured:
-        """See to the topology and know the control records, for as long as it takes the server to answer."""
+    async def _ensure(self) -> topology.Ensured:
+        """See to the topology, for as long as it takes the server to answer."""
         while True:
             try:
-                ensured = await topology.ensure(self.bus, self._topology())
+                return await topology.ensure(self.bus, self._topology())
+            except (BusUnavailable, PublishUnconfirmed) as error:
+                await self._until_it_answers(error)
+
+    async def _learn(self) -> None:
+        """Know what may be trusted, what runs elsewhere, and the control records as they stand."""
+        while True:
+            try:
                 await self.host.learn_watermark()
                 await self.host.survey()
                 known = self.host.controls.known()
                 self.host.controls.read(await control.snapshot(self.bus), known)
-                return ensured
+                return
             except (BusUnavailable, PublishUnconfirmed) as error:
-                log.warning("%s waits for its streams: %s", self.id, error)
-                await self.bus.until_connected()
-                await asyncio.sleep(RECOVER_AGAIN_S)
+                await self._until_it_answers(error)
+
+    async def _until_it_answers(self, error: BusError) -> None:
+        log.warning("%s waits for its streams: %s", self.id, error)
+        await self.bus.until_connected()
+        await asyncio.sleep(RECOVER_AGAIN_S)
 
     def _shake(self) -> None:
         self.host.distrust()
@@ -333,13 +344,13 @@ class Peer:
             self._shaken.clear()
             self.host.distrust()
             try:
-                ensured = await self._ensure_and_learn()
+                ensured = await self._ensure()
+                if ensured.created:
+                    log.warning("made anew: %s", ", ".join(ensured.created))
             except (BusError, SetupError) as error:
                 # This peer goes on with what it has; one that starts anew refuses, and says the same.
                 log.error("%s", error)
-                continue
-            if ensured.created:
-                log.warning("made anew: %s", ", ".join(ensured.created))
+            await self._learn()
 
     async def _keep_beating(self) -> None:
         while True:
