@@ -34,6 +34,7 @@ EXPIRES_S = 30.0
 IDLE_HEARTBEAT_S = 5.0
 SILENT_AFTER_S = 2 * IDLE_HEARTBEAT_S + 1
 RENEW_AFTER_S = 0.25
+DRAIN_WITHIN_S = 3.0
 
 _NO_HEADERS: Headers = {}
 
@@ -79,6 +80,8 @@ class Pull:
         self._inbox = ""
         self._heard_at = 0.0
         self._renew = asyncio.Event()
+        # Replacing takes a round trip; two replacements at once would leave an inbox with pulls nobody counts.
+        self._inbox_lock = asyncio.Lock()
         self.offered = 0
 
     @asynccontextmanager
@@ -108,6 +111,22 @@ class Pull:
 
     async def withdraw(self) -> None:
         """Take every offer back. Messages already handed over are still delivered, or come again."""
+        async with self._inbox_lock:
+            await self._drop_inbox()
+
+    async def resume(self) -> None:
+        """Be ready for offers again after `withdraw`."""
+        if self._subscription is None:
+            async with self._inbox_lock:
+                if self._subscription is None:
+                    await self._new_inbox()
+
+    async def _replace_inbox(self) -> None:
+        async with self._inbox_lock:
+            await self._drop_inbox()
+            await self._new_inbox()
+
+    async def _drop_inbox(self) -> None:
         subscription, self._subscription = self._subscription, None
         self.offered = 0
         if subscription is None:
@@ -115,19 +134,13 @@ class Pull:
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
             if self._bus.is_connected:
                 # What the server sent before it heard of the end is still handed over, not left to ack_wait.
-                await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py leaves it untyped
+                async with asyncio.timeout(DRAIN_WITHIN_S):
+                    await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py leaves it untyped
             else:
                 await subscription.unsubscribe()
 
-    async def resume(self) -> None:
-        """Be ready for offers again after `withdraw`."""
-        if self._subscription is None:
-            await self._replace_inbox()
-
-    async def _replace_inbox(self) -> None:
-        await self.withdraw()
-        self._inbox = self._bus.nc.new_inbox()
-        inbox = self._inbox
+    async def _new_inbox(self) -> None:
+        inbox = self._inbox = self._bus.nc.new_inbox()
 
         async def arrived(message: Msg) -> None:
             self._heard_at = time.monotonic()

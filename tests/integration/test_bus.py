@@ -158,6 +158,21 @@ async def test_a_pull_that_was_withdrawn_leaves_the_message_to_others(mesh: Mesh
     assert [(delivery.sequence, delivery.delivered, delivery.pending) for delivery in got] == [(sequence, 1, 0)]
 
 
+async def test_an_inbox_replaced_from_two_sides_at_once_keeps_its_account(mesh: Mesh, settings: Settings) -> None:
+    await topology.ensure(mesh.bus, [topology.consumer(settings, "bill")])
+    got: list[Delivery] = []
+    pull = Pull(mesh.bus, "bill", on_delivery=got.append, on_room=lambda: None, on_lost=lambda: None)
+    before = len(mesh.bus.nc._subs)
+    async with pull.open():
+        await asyncio.gather(pull.withdraw(), pull.resume(), pull.withdraw(), pull.resume(), pull.resume())
+        subscriptions = len(mesh.bus.nc._subs) - before
+        await pull.offer(1, 0)
+        await mesh.bus.store(mesh.bus.subjects.task(TASK), b"{}")
+        await eventually(lambda: got)
+
+        assert (subscriptions, pull.offered) == (1, 0)
+
+
 async def test_a_deleted_consumer_is_made_anew_and_work_goes_on(mesh: Mesh, settings: Settings) -> None:
     agent = Agent("echo")
 
