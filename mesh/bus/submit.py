@@ -72,6 +72,7 @@ class Submitter:
         self._bus = bus
         self._credit: Credit | None = None
         self._sequence = 0
+        self._under_way = 0
         self._asking = asyncio.Lock()
 
     async def submit(
@@ -104,7 +105,12 @@ class Submitter:
         while True:
             try:
                 await self._admit()
-                self._sequence = sequence = await self._bus.store(subject, payload, headers)
+                self._under_way += 1
+                try:
+                    sequence = await self._bus.store(subject, payload, headers)
+                finally:
+                    self._under_way -= 1
+                self._sequence = max(self._sequence, sequence)
                 return Receipt(identity, sequence)
             except SequenceConflict as conflict:
                 existing = await self._existing(identity, conflict.sequence)
@@ -130,18 +136,18 @@ class Submitter:
 
     async def _admit(self) -> None:
         credit = self._credit
-        if credit is None or credit.is_used_up(sequence=self._sequence, now=time.monotonic()):
+        if credit is None or credit.is_stale(self._sequence, self._under_way, now=time.monotonic()):
             async with self._asking:
                 credit = self._credit
-                if credit is None or credit.is_used_up(sequence=self._sequence, now=time.monotonic()):
+                if credit is None or credit.is_stale(self._sequence, self._under_way, now=time.monotonic()):
                     fill = await self._ask()
                     self._sequence = max(self._sequence, fill.last_sequence)
                     credit = self._credit = Credit.after(fill, full_at=self._bus.settings.full_at)
-        if credit.is_full:
+        if not credit.admits(self._sequence, self._under_way):
             fill = credit.fill
             raise Overloaded(
-                f"the stream is {fill.share:.0%} full, new tasks stop at {self._bus.settings.full_at:.0%}"
-                f" ({fill.messages} messages, {fill.bytes} bytes)",
+                f"the stream is {fill.share:.0%} full with {self._under_way} submissions under way, new tasks stop at"
+                f" {self._bus.settings.full_at:.0%} ({fill.messages} messages, {fill.bytes} bytes)",
                 retry_after_s=OVERLOAD_RETRY_S,
             )
 

@@ -2,7 +2,8 @@
 
 JetStream has one limit for the whole stream. A submission and a commit look alike to it, so the client keeps
 a reserve: past a share of the limit it submits nothing. The stream's state is asked for rarely; in between,
-the sequences of our own publish acknowledgements bound how many messages can have been added since.
+the sequences of our own publish acknowledgements, and our submissions under way, bound how many messages can
+have been added since. What other clients have under way is not known: the reserve must hold that.
 """
 
 import math
@@ -44,23 +45,26 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Permission to submit, until a sequence or a time is reached: then the stream is asked again."""
+    """What the last look at the stream permits.
+
+    `sequence` is the last one known to be stored, `under_way` counts submissions that are not answered yet.
+    """
 
     fill: Fill
     below_sequence: float
-    until: float
 
     @classmethod
     def after(cls, fill: Fill, *, full_at: float) -> "Credit":
-        below = fill.full_from(full_at)
-        # At the limit the stream is asked again soon, but not by every submission.
-        is_full = fill.last_sequence >= below
-        return cls(fill, below, fill.asked_at + (REFRESH_WHEN_FULL_S if is_full else REFRESH_S))
+        return cls(fill, fill.full_from(full_at))
 
-    @property
-    def is_full(self) -> bool:
-        return self.fill.last_sequence >= self.below_sequence
+    def admits(self, sequence: int, under_way: int = 0) -> bool:
+        """Whether one more task may be submitted."""
+        return sequence + under_way < self.below_sequence
 
-    def is_used_up(self, *, sequence: int, now: float) -> bool:
-        """Whether to ask again before the next submission."""
-        return now >= self.until or (sequence >= self.below_sequence and not self.is_full)
+    def is_stale(self, sequence: int, under_way: int = 0, *, now: float) -> bool:
+        """Whether to look again first. Where a look has told that it is full, soon; not for every submission."""
+        age_s = now - self.fill.asked_at
+        if self.admits(sequence, under_way):
+            return age_s >= REFRESH_S
+        has_filled_since = self.fill.last_sequence < self.below_sequence <= sequence
+        return has_filled_since or age_s >= REFRESH_WHEN_FULL_S

@@ -1,5 +1,6 @@
 """Bad input gets a clear error that names the field or the limit; nothing is retried that cannot succeed."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -173,7 +174,7 @@ async def test_a_full_stream_refuses_tasks_before_commits(settings: Settings) ->
     async with Mesh.connect(settings=small) as mesh:
         await ensure(mesh.bus, streams(small))
         handles = [await mesh.submit("repeat", 1) for _ in range(100)]
-        with pytest.raises(Overloaded, match="the stream is 50% full, new tasks stop at 50%") as caught:
+        with pytest.raises(Overloaded, match="stream is 50% full with 0 submissions under way") as caught:
             await mesh.submit("repeat", 1)
 
         async with hosting(shop(), settings=small):
@@ -181,6 +182,19 @@ async def test_a_full_stream_refuses_tasks_before_commits(settings: Settings) ->
 
     assert caught.value.retry_after_s > 0
     assert values == ["x"] * 100
+
+
+async def test_submissions_at_once_cannot_fill_the_stream_past_the_reserve(settings: Settings) -> None:
+    small = settings.model_copy(update={"stream_msgs_max": 40, "full_at": 0.5})
+    async with Mesh.connect(settings=small) as mesh:
+        await ensure(mesh.bus, streams(small))
+        submitting = [mesh.submit("repeat", 1) for _ in range(60)]
+        came = await asyncio.gather(*submitting, return_exceptions=True)
+
+        standing = await queued(mesh.bus, mesh.bus.subjects.tasks_of())
+
+    assert sum(isinstance(what, Overloaded) for what in came) == 40
+    assert len(standing) == 20
 
 
 async def test_a_map_slows_down_where_the_mesh_is_overloaded(settings: Settings) -> None:

@@ -35,13 +35,9 @@ def grown(fill: Fill, added: int) -> Fill:
 @given(fills, shares, st.integers(0, 10**6))
 def test_credit_ends_before_the_stream_can_be_too_full(fill: Fill, full_at: float, added: int) -> None:
     credit = Credit.after(fill, full_at=full_at)
-    sequence = fill.last_sequence + added
 
-    may_go_on = not credit.is_full and not credit.is_used_up(sequence=sequence, now=fill.asked_at)
-
-    if may_go_on and added:
-        # What is let through now is at most one more than is known.
-        assert grown(fill, added).share <= full_at * (1 + 1e-6) or fill.messages == 0
+    if credit.admits(fill.last_sequence + added) and fill.messages:
+        assert grown(fill, added).share <= full_at * (1 + 1e-6)
 
 
 @given(fills, shares)
@@ -49,25 +45,27 @@ def test_credit_is_refused_exactly_when_the_stream_is_that_full(fill: Fill, full
     credit = Credit.after(fill, full_at=full_at)
 
     if abs(fill.share - full_at) > 1e-6:
-        assert credit.is_full == (fill.share > full_at)
+        assert credit.admits(fill.last_sequence) == (fill.share < full_at)
 
 
 @given(fills, shares, st.integers(0, 10**9))
-def test_credit_ends_with_time_and_sooner_when_the_stream_is_full(fill: Fill, full_at: float, sequence: int) -> None:
+def test_credit_ends_with_time_and_sooner_where_it_refuses(fill: Fill, full_at: float, claimed: int) -> None:
     credit = Credit.after(fill, full_at=full_at)
-    lasts_s = REFRESH_WHEN_FULL_S if credit.is_full else REFRESH_S
+    lasts_s = REFRESH_S if credit.admits(fill.last_sequence, claimed) else REFRESH_WHEN_FULL_S
 
-    assert credit.is_used_up(sequence=sequence, now=fill.asked_at + 1.01 * lasts_s)
-    assert not credit.is_used_up(sequence=fill.last_sequence, now=fill.asked_at + 0.5 * lasts_s)
+    assert credit.is_stale(fill.last_sequence, claimed, now=fill.asked_at + 1.01 * lasts_s)
+    assert not credit.is_stale(fill.last_sequence, claimed, now=fill.asked_at + 0.5 * lasts_s)
 
 
-@given(fills, shares, st.integers(0, 10**6))
-def test_a_full_stream_is_not_asked_again_by_every_submission(fill: Fill, full_at: float, added: int) -> None:
-    full = replace(fill, messages_max=1_000, messages=1_000, bytes=100_000)
-    credit = Credit.after(full, full_at=full_at)
+@given(fills, shares)
+def test_a_stream_that_has_filled_since_is_looked_at_at_once_and_then_not_by_everyone(
+    fill: Fill, full_at: float
+) -> None:
+    roomy = replace(fill, messages_max=1_000, messages=0, bytes=0, bytes_max=-1, last_sequence=0)
+    full = replace(roomy, messages=1_000, bytes=100_000, last_sequence=1_000)
 
-    assert credit.is_full
-    assert not credit.is_used_up(sequence=full.last_sequence + added, now=full.asked_at)
+    assert Credit.after(roomy, full_at=full_at).is_stale(1_000, now=fill.asked_at)
+    assert not Credit.after(full, full_at=full_at).is_stale(1_000, now=fill.asked_at)
 
 
 @given(fills, shares, st.integers(0, 10**9))
@@ -75,8 +73,7 @@ def test_a_stream_without_limits_is_never_full(fill: Fill, full_at: float, added
     boundless = replace(fill, messages_max=-1, bytes_max=0)
     credit = Credit.after(boundless, full_at=full_at)
 
-    assert not credit.is_full
-    assert not credit.is_used_up(sequence=boundless.last_sequence + added, now=boundless.asked_at)
+    assert credit.admits(boundless.last_sequence + added)
     assert boundless.share == 0.0
 
 
@@ -84,7 +81,7 @@ def test_the_tighter_of_two_limits_decides() -> None:
     by_messages = Fill(messages=90, bytes=90, last_sequence=90, messages_max=100, bytes_max=1_000, asked_at=0.0)
     by_bytes = Fill(messages=90, bytes=900, last_sequence=90, messages_max=1_000, bytes_max=1_000, asked_at=0.0)
 
-    assert Credit.after(by_messages, full_at=0.9).is_full
-    assert Credit.after(by_bytes, full_at=0.9).is_full
-    assert not Credit.after(by_messages, full_at=0.95).is_full
+    assert not Credit.after(by_messages, full_at=0.9).admits(90)
+    assert not Credit.after(by_bytes, full_at=0.9).admits(90)
+    assert Credit.after(by_messages, full_at=0.95).admits(90)
     assert by_bytes.full_from(1.0) == 100
