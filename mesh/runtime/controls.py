@@ -10,7 +10,7 @@ from contracts import headers as names
 from contracts import wire
 from contracts.control import Cancel
 from contracts.errors import ContractError
-from contracts.subjects import Identity, Subjects, ancestry, parse_cancel, parse_pause
+from contracts.subjects import Identity, Subjects, ancestry, key_cancel, parse_cancel, parse_pause
 from mesh.bus.control import is_deleted
 from mesh.bus.records import Stored
 
@@ -87,12 +87,23 @@ class Controls:
                 except ContractError:
                     # A newer format still says that the task is cancelled.
                     self._cancelled[identity] = Cancel(at=time.time())
+                self._forget_expired()
         elif (capability := parse_pause(key)) is not None:
             if gone:
                 self._paused.discard(capability)
             else:
                 self._paused.add(capability)
         return True
+
+    def _forget_expired(self) -> None:
+        # The server's records expire without an echo; the oldest stand first here.
+        before = time.time() - self._cancel_ttl_s
+        while self._cancelled:
+            oldest = next(iter(self._cancelled))
+            if self._cancelled[oldest].at > before:
+                return
+            del self._cancelled[oldest]
+            self._sequences.pop(key_cancel(oldest), None)
 
     def _changed(self) -> None:
         for callback in self.on_change:
