@@ -29,6 +29,9 @@ class FailureKind(StrEnum):
     CRASHED = "crashed"
     TOO_LARGE = "too-large"
     TOO_OLD = "too-old"
+    NON_DETERMINISM = "non-determinism"
+    LOOP = "loop"
+    REJECTED = "rejected"
 
 
 class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -102,6 +105,7 @@ class Ended(StrEnum):
 
     FAILED = "failed"
     HANDED_BACK = "handed-back"
+    PARKED = "parked"
 
 
 class AttemptBegan(Record, frozen=True, kw_only=True, omit_defaults=True):

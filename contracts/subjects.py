@@ -6,6 +6,7 @@ NATS permissions can be written per capability and one wildcard covers every sta
     <prefix>.task.<capability>.<id>            a queued or running task
     <prefix>.task@<lane>.<capability>.<id>     the same identity in another queue
     <prefix>.park|wake|result.<capability>.<id>
+    <prefix>.wake@again.<capability>.<id>      a wake that met another one
     <prefix>.step.<capability>.<id>.<name>     a recorded step of a task
     <prefix>.dead.letter.<capability>.<id>
     <prefix>.done.<capability>.<id>            the server's echo of a stored result
@@ -14,6 +15,11 @@ NATS permissions can be written per capability and one wildcard covers every sta
     <prefix>.beat.<peer>                       presence and load, not stored
     <prefix>.ctl.<target>.<verb>               questions and orders to live peers, not stored
     <prefix>.control.<key>                     the server's echo of a control record
+
+Timers live in a stream of their own:
+
+    <prefix>.timer.<capability>.<id>.<name>    a scheduled message, fires as `<prefix>.due.<capability>.<id>.<name>`
+    <prefix>.cron.<name>                       a recurring one, fires as `<prefix>.tick.<name>`
 
 A dot in an id means "child of". Tokens that the mesh makes below an id begin with `~`; tokens that users
 choose may not. So a step name and a child of the same task can never share a subject. What the mesh itself
@@ -30,10 +36,15 @@ from typing import Final
 from contracts.errors import ContractError
 
 ID_BYTES_MAX: Final = 512
+"""Of an id that a user chooses."""
+CHILD_ID_BYTES_MAX: Final = 3_000
+"""Of an id with its ancestors'; a NATS server takes 4,096 bytes of subjects in one command."""
 CAPABILITY_LENGTH_MAX: Final = 63
 STEP_BYTES_MAX: Final = 128
 PREFIX_LENGTH_MAX: Final = 63
 LANES: Final = ("urgent", "bulk", "canary", "shadow")
+AGAIN: Final = "again"
+"""The lane, so to say, of a wake that met another one."""
 SESSION: Final = "-"
 """Stands in a lineage for a client session, which is a root without being a task."""
 
@@ -52,6 +63,8 @@ class Kind(StrEnum):
     TASK = "task"
     PARK = "park"
     WAKE = "wake"
+    TIMER = "timer"
+    DUE = "due"
     RESULT = "result"
     STEP = "step"
     DEAD_LETTER = "dead.letter"
@@ -72,7 +85,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A subject taken apart. `lane` is empty for the default queue, `name` is a step's."""
+    """A subject taken apart. `lane` is empty for the default queue, `name` is a step's or a timer's."""
 
     kind: Kind
     capability: str
@@ -118,9 +131,11 @@ def check_step_name(name: str) -> str:
 
 def is_legal_id(task_id: str) -> bool:
     """Whether the id is one token a user may choose, followed by `~` tokens the mesh made."""
-    return _ID.fullmatch(task_id) is not None and (
-        len(task_id) <= ID_BYTES_MAX // 4 or len(task_id.encode()) <= ID_BYTES_MAX
-    )
+    if _ID.fullmatch(task_id) is None:
+        return False
+    if len(task_id) <= ID_BYTES_MAX // 4:
+        return True
+    return len(root_of(task_id).encode()) <= ID_BYTES_MAX and len(task_id.encode()) <= CHILD_ID_BYTES_MAX
 
 
 def stand_in(task_id: str) -> str:
@@ -132,12 +147,12 @@ def child_id(parent_id: str, token: str) -> str:
     """The id of a child that the mesh names below `parent_id`.
 
     Raises:
-        ContractError: the token is illegal, or the id would exceed 512 bytes.
+        ContractError: the token is illegal, or the id would exceed 3,000 bytes.
     """
     _check_token("child name", token, ID_BYTES_MAX)
     child = f"{parent_id}.~{token}"
-    if (length := len(child.encode())) > ID_BYTES_MAX:
-        raise ContractError(f"child id of {length} bytes exceeds {ID_BYTES_MAX}: nested too deep")
+    if (length := len(child.encode())) > CHILD_ID_BYTES_MAX:
+        raise ContractError(f"child id of {length} bytes exceeds {CHILD_ID_BYTES_MAX}: nested too deep")
     return child
 
 
@@ -183,6 +198,7 @@ class Subjects:
         self.stream = prefix.upper().replace(".", "_")
         self.control_bucket = f"{self.stream}_CONTROL"
         self.control_stream = f"KV_{self.control_bucket}"
+        self.timer_stream = f"{self.stream}_TIMERS"
 
     # One task's subjects.
 
@@ -193,8 +209,9 @@ class Subjects:
     def park(self, task: Identity) -> str:
         return f"{self._head}park.{task.capability}.{task.id}"
 
-    def wake(self, task: Identity) -> str:
-        return f"{self._head}wake.{task.capability}.{task.id}"
+    def wake(self, task: Identity, *, is_again: bool = False) -> str:
+        word = "wake@again" if is_again else "wake"
+        return f"{self._head}{word}.{task.capability}.{task.id}"
 
     def result(self, task: Identity) -> str:
         return f"{self._head}result.{task.capability}.{task.id}"
@@ -202,9 +219,13 @@ class Subjects:
     def step(self, task: Identity, name: str) -> str:
         return f"{self._head}step.{task.capability}.{task.id}.{name}"
 
+    def own_step(self, task: Identity, name: str) -> str:
+        """A record that the mesh itself makes as a step of the task."""
+        return self.step(task, f"~~{name}")
+
     def attempt(self, task: Identity, number: int, word: str) -> str:
         """A record about an attempt of the task: that it `began`, or `ended` without a result."""
-        return self.step(task, f"~~{word}-{number}")
+        return self.own_step(task, f"{word}-{number}")
 
     def dead_letter(self, task: Identity) -> str:
         return f"{self._head}dead.letter.{task.capability}.{task.id}"
@@ -233,6 +254,17 @@ class Subjects:
     def capability_of(self, task_subject: str) -> str:
         """The capability of a task subject, however illegal the rest."""
         return task_subject[len(self._head) :].split(".", 2)[1]
+
+    def wakes_of(self, capability: str) -> tuple[str, str]:
+        """Every wake of a capability, and every one that met another."""
+        return f"{self._head}wake.{capability}.>", f"{self._head}wake@again.{capability}.>"
+
+    def parks_of(self, capability: str = "*") -> str:
+        return f"{self._head}park.{capability}.>"
+
+    def below(self, root: str) -> str:
+        """Every record of every task and step below a root, in any state."""
+        return f"{self._head}*.*.{root}.>"
 
     def results_of(self, capability: str = "*") -> str:
         return f"{self._head}result.{capability}.>"
@@ -265,8 +297,41 @@ class Subjects:
 
     @property
     def stored(self) -> list[str]:
-        words = ["task", *(f"task@{lane}" for lane in LANES), "park", "wake", "result", "step", "dead.letter"]
+        words = ["task", *(f"task@{lane}" for lane in LANES)]
+        words += ["park", "wake", "wake@again", "result", "step", "dead.letter"]
         return [f"{self._head}{word}.>" for word in words]
+
+    # Timers.
+
+    def timer(self, task: Identity, name: str) -> str:
+        return f"{self._head}timer.{task.capability}.{task.id}.{name}"
+
+    def due(self, task: Identity, name: str) -> str:
+        return f"{self._head}due.{task.capability}.{task.id}.{name}"
+
+    def cron(self, name: str) -> str:
+        return f"{self._head}cron.{name}"
+
+    def tick(self, name: str) -> str:
+        return f"{self._head}tick.{name}"
+
+    @property
+    def crons(self) -> str:
+        return f"{self._head}cron.*"
+
+    @property
+    def timers_stored(self) -> list[str]:
+        return [f"{self._head}{word}.>" for word in ("timer", "due", "cron", "tick")]
+
+    @property
+    def fired(self) -> list[str]:
+        """What fired timers and schedules leave for peers to act on."""
+        return [f"{self._head}due.>", f"{self._head}tick.>"]
+
+    def schedule_name(self, subject: str) -> str:
+        """The name of the schedule whose cron or tick subject this is; empty if it is neither."""
+        word, _, name = subject[len(self._head) :].partition(".")
+        return name if word in ("cron", "tick") else ""
 
     @property
     def result_echo(self) -> tuple[str, str]:
@@ -312,14 +377,14 @@ class Subjects:
             letter, _, rest = rest.partition(".")
             word = f"dead.{letter}"
         word, _, lane = word.partition("@")
-        if word not in _KINDS or (lane and (word != "task" or lane not in LANES)):
+        if word not in _KINDS or (lane and not (word == "task" and lane in LANES) and (word, lane) != ("wake", AGAIN)):
             raise ContractError(f"subject {_shown(subject)} is of no known kind")
         capability, _, task_id = rest.partition(".")
         check_capability(capability)
         name = ""
-        if word == "step":
+        if word in _NAMED:
             task_id, _, name = task_id.rpartition(".")
-        if not task_id or (word == "step" and not name):
+        if not task_id or (word in _NAMED and not name):
             raise ContractError(f"subject {_shown(subject)} ends before its id")
         return Address(Kind(word), capability, task_id, lane, name)
 
@@ -357,6 +422,7 @@ def consumer_name(capability: str, lane: str = "") -> str:
 
 
 _KINDS = {str(kind) for kind in Kind}
+_NAMED = ("step", "timer", "due")
 
 
 def _check_token(what: str, token: str, bytes_max: int) -> None:

@@ -1,6 +1,6 @@
 """A task's envelope: what travels with a payload. Absent fields cost no bytes."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
@@ -44,3 +44,12 @@ class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
     confidence: Annotated[Confidence | None, Meta(description="How sure the sender is of what it asks.")] = None
     reason: Annotated[str, Meta(description="Why the sender asks.")] = ""
     redrive_of: Annotated[str, Meta(description="Id of the dead letter that this task tries again.")] = ""
+    is_awaited: Annotated[bool, Meta(description="Its parent waits for it, and is woken when it is done.")] = False
+    keep_until: Annotated[
+        UnixSeconds | None, Meta(description="Until when the records of its workflow are kept; set by the root.")
+    ] = None
+    carry: Annotated[Any, Meta(description="What a handoff hands along beside the payload.")] = None
+    handed: Annotated[
+        tuple[str, ...],
+        Meta(description="Handoffs that led here, each `<capability>/<payload digest>`, in order."),
+    ] = ()

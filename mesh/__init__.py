@@ -11,17 +11,20 @@ if TYPE_CHECKING:
     from mesh.capability import Capability
     from mesh.client import Handle, Mesh
     from mesh.context import BlockingContext, Context
+    from mesh.endings import Decision, Escalate, Handoff, Ladder, Verifiers
     from mesh.errors import (
         DeadlineExceeded,
         IdempotencyConflict,
         MeshError,
         Overloaded,
         Permanent,
+        SignalRefused,
         TaskCancelled,
         TaskExpired,
         TaskFailed,
         Transient,
     )
+    from mesh.reference import Reference
 
 __all__ = [
     "Agent",
@@ -29,16 +32,23 @@ __all__ = [
     "Capability",
     "Context",
     "DeadlineExceeded",
+    "Decision",
+    "Escalate",
     "Handle",
+    "Handoff",
     "IdempotencyConflict",
+    "Ladder",
     "Mesh",
     "MeshError",
     "Overloaded",
     "Permanent",
+    "Reference",
+    "SignalRefused",
     "TaskCancelled",
     "TaskExpired",
     "TaskFailed",
     "Transient",
+    "Verifiers",
 ]
 
 _HOMES = {
@@ -46,8 +56,14 @@ _HOMES = {
     "BlockingContext": "mesh.context",
     "Capability": "mesh.capability",
     "Context": "mesh.context",
+    "Decision": "mesh.endings",
+    "Escalate": "mesh.endings",
     "Handle": "mesh.client",
+    "Handoff": "mesh.endings",
+    "Ladder": "mesh.endings",
     "Mesh": "mesh.client",
+    "Reference": "mesh.reference",
+    "Verifiers": "mesh.endings",
 }
 
 

@@ -8,6 +8,7 @@ from faststream import FastStream
 from tenacity.wait import wait_base
 
 from mesh.capability import AgentInfo, Capability, Limits
+from mesh.endings import Escalate, Handoff, Ladder, Verifiers
 from mesh.errors import SetupError
 from mesh.peer import Hosted, Peer
 from mesh.resilience.retry import DEFAULT_WAIT
@@ -22,11 +23,11 @@ class Handles(Protocol):
 
     @overload
     def __call__(
-        self, handler: Callable[[], Coroutine[Any, Any, O]]
+        self, handler: Callable[[], Coroutine[Any, Any, O | Handoff | Escalate]]
     ) -> Capability[None, O, Coroutine[Any, Any, O]]: ...
     @overload
     def __call__(
-        self, handler: Callable[Concatenate[I, ...], Coroutine[Any, Any, O]]
+        self, handler: Callable[Concatenate[I, ...], Coroutine[Any, Any, O | Handoff | Escalate]]
     ) -> Capability[I, O, Coroutine[Any, Any, O]]: ...
     @overload
     def __call__(self, handler: Callable[[], O]) -> Capability[None, O, O]: ...
@@ -58,12 +59,18 @@ class Agent:
         attempts: int = 3,
         result_ttl_s: float | None = None,
         wait: wait_base = DEFAULT_WAIT,
+        ladder: Ladder | None = None,
+        verified_by: Verifiers | None = None,
     ) -> Handles:
         """Declare a handler: one payload, and a `Context` if it wants one; types come from its annotations.
 
         `concurrency` tasks run at once on each peer. An attempt that takes longer than `timeout_s` seconds has
         failed. A task is attempted at most `attempts` times, crashes counted and clean hand-backs not, with
         tenacity's `wait` in between. Results are kept, and their keys remembered, for `result_ttl_s` seconds.
+        Time spent waiting for others counts for no timeout.
+
+        With a `ladder` answers below its threshold go to its next rung instead; with `verified_by` an answer
+        stands only when enough verifiers agree, and goes to the ladder's next rung, or fails, if they do not.
 
         Raises:
             SetupError: the name, a limit or the handler's signature cannot work.
@@ -73,7 +80,9 @@ class Agent:
             limits = Limits(concurrency, timeout_s, attempts, result_ttl_s, wait)
             if capability in self.capabilities:
                 raise SetupError(f"{capability!r} is handled twice by agent {self.info.name!r}")
-            declared = Capability[Any, Any, Any](capability, handler, self.info, limits)
+            declared = Capability[Any, Any, Any](
+                capability, handler, self.info, limits, ladder=ladder, verified_by=verified_by
+            )
             self.capabilities[capability] = declared
             return declared
 

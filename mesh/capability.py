@@ -1,10 +1,13 @@
 """What an agent can be asked for: a handler with its types, limits and rules, and a typed name for callers."""
 
+import functools
 import inspect
+import operator
+import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, Union
 
 from fast_depends import inject
 from fast_depends.dependencies import Dependant
@@ -16,8 +19,10 @@ from contracts.errors import ContractError
 from contracts.outcome import DecidedBy
 from contracts.subjects import check_capability
 from mesh.context import BlockingContext, Context
+from mesh.endings import Escalate, Handoff, Ladder, Verifiers
 from mesh.errors import SetupError
 from mesh.payload import Shape
+from mesh.reference import Reference
 
 I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
 O = TypeVar("O")  # noqa: E741
@@ -58,12 +63,21 @@ class Limits:
                 raise SetupError(f"{name} is {value:g}, outside {least:g} to {most:g}")
 
 
-class Capability(Generic[I, O, Called]):
+class Capability(Reference[I, O], Generic[I, O, Called]):
     """A handler and its typed name: callable as the plain function, and a reference for callers."""
 
-    def __init__(self, name: str, handler: Callable[..., Any], agent: AgentInfo, limits: Limits) -> None:
+    def __init__(
+        self,
+        name: str,
+        handler: Callable[..., Any],
+        agent: AgentInfo,
+        limits: Limits,
+        *,
+        ladder: Ladder | None = None,
+        verified_by: Verifiers | None = None,
+    ) -> None:
         try:
-            self.name = check_capability(name)
+            check_capability(name)
         except ContractError as error:
             raise SetupError(str(error)) from error
         self.handler = handler
@@ -73,8 +87,13 @@ class Capability(Generic[I, O, Called]):
         self.description = (inspect.getdoc(handler) or "").partition("\n\n")[0].replace("\n", " ")
         self.is_async = inspect.iscoroutinefunction(handler)
         signature = _Signature.of(name, handler, is_async=self.is_async)
-        self.input: Shape[I] = signature.shape("payload", signature.payload_type)
-        self.output: Shape[O] = signature.shape("return type", signature.returns)
+        taken = signature.shape("payload", signature.payload_type)
+        super().__init__(name, takes=taken, returns=signature.shape("return type", signature.returns))
+        self.ladder = ladder
+        self.verified_by = verified_by
+        self.has_context = signature.context is not None
+        if not self.is_async and (ladder or verified_by):
+            raise SetupError(f"{signature.where} is a plain function: a ladder and verifiers need an async one")
         self.call: Callable[[Any, Context | BlockingContext], Any] = signature.caller(handler)
         self.__doc__ = handler.__doc__
         self.__name__ = getattr(handler, "__name__", name)
@@ -96,9 +115,6 @@ class Capability(Generic[I, O, Called]):
             attempts=self.limits.attempts,
             result_ttl_s=self.limits.result_ttl_s or 0.0,
         )
-
-    def __repr__(self) -> str:
-        return f"Capability({self.name!r}, {self.input!r} -> {self.output!r})"
 
 
 def agent_card(agent: AgentInfo, capabilities: typing.Iterable[Capability[Any, Any, Any]]) -> AgentCard:
@@ -161,7 +177,10 @@ class _Signature:
                 )
         if "return" not in hints:
             raise SetupError(f"{where}: annotate what it returns, types come from annotations")
-        return cls(where, payload, payload_type, context, hints["return"], has_dependencies)
+        returns = _without_endings(hints["return"])
+        if returns is not hints["return"] and not is_async:
+            raise SetupError(f"{where} is a plain function: handing a task over needs an async one")
+        return cls(where, payload, payload_type, context, returns, has_dependencies)
 
     def shape(self, what: str, annotation: Any) -> Shape[Any]:
         try:
@@ -179,3 +198,19 @@ class _Signature:
         if context:
             return lambda _, ctx: target(**{context: ctx})
         return lambda _, __: target()
+
+
+def _without_endings(annotation: Any) -> Any:
+    """A return type without the ways to hand a task over, which are no values."""
+    if annotation in _ENDINGS:
+        # A handler that only ever hands over: whatever the other one answers.
+        return Any
+    if typing.get_origin(annotation) not in (Union, types.UnionType):
+        return annotation
+    values = [one for one in typing.get_args(annotation) if one not in _ENDINGS]
+    if len(values) == len(typing.get_args(annotation)):
+        return annotation
+    return functools.reduce(operator.or_, values) if values else Any
+
+
+_ENDINGS = (Handoff, Escalate)

@@ -22,6 +22,7 @@ from contracts.event import Event
 from contracts.outcome import AttemptBegan, AttemptEnded, Failure, Outcome
 from contracts.subjects import LANES, Identity, Subjects
 from contracts.task import Task
+from contracts.workflow import Answer, Check, Claim, Closing, Proposal, Recurring, Signal, Step
 from mesh import payload as payloads
 from mesh.capability import Capability
 from mesh.peer import Hosted, Peer
@@ -36,10 +37,14 @@ NOWHERE: Final = "nats://localhost:4222"
 
 RECORDS: Final[tuple[type[Any], ...]] = (
     AgentCard,
+    Answer,
     AttemptBegan,
     AttemptEnded,
     Beat,
     Cancel,
+    Check,
+    Claim,
+    Closing,
     Described,
     Event,
     Failure,
@@ -47,7 +52,11 @@ RECORDS: Final[tuple[type[Any], ...]] = (
     PartsKept,
     PartsWanted,
     Pause,
+    Proposal,
+    Recurring,
     Runs,
+    Signal,
+    Step,
     Task,
     WhoRuns,
 )

@@ -7,39 +7,35 @@ import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
-from contracts import headers as names
-from contracts import wire
-from contracts.outcome import Outcome, Status
-from contracts.subjects import SESSION, Identity, check_capability, check_key, session_child
+from contracts.outcome import Outcome
+from contracts.subjects import SESSION, Identity, check_capability, check_key, check_step_name, session_child
 from contracts.task import Budget, Sender, Task
 from contracts.wire import ContentType
+from contracts.workflow import Signal
 from mesh import payload as payloads
 from mesh.bus import control
-from mesh.bus.commit import read_outcome, read_result
+from mesh.bus.commit import read_outcome, read_result, stored_type
 from mesh.bus.connection import Bus
 from mesh.bus.echoes import Echoes, Expectation
 from mesh.bus.records import Stored
+from mesh.bus.steps import send_signal
 from mesh.bus.submit import Submitter
-from mesh.capability import Capability
 from mesh.digest import digest
 from mesh.errors import (
     ContractError,
     DeadlineExceeded,
     MeshError,
     Overloaded,
-    TaskCancelled,
-    TaskExpired,
-    TaskFailed,
-    TaskUnfinished,
 )
 from mesh.fibers import serving
 from mesh.local.discovery import with_local_server
-from mesh.payload import ANYTHING, Shape
+from mesh.payload import Shape, shape_of
+from mesh.reference import Reference
+from mesh.results import Mapped, value_of
 from mesh.settings import Settings
 from mesh.streaming import Missed, Part, Restarted, follow
 from mesh.whereabouts import Whereabouts, find
@@ -76,7 +72,7 @@ class Handle(Generic[O]):
             ContractError: the recorded value is not of the type asked for.
         """
         stored = await self._record(within_s)
-        return self._value(read_outcome(stored), stored_type(stored))
+        return value_of(self.task, read_outcome(stored), stored_type(stored), self._returns)
 
     async def outcome(self, *, within_s: float | None = None) -> Outcome:
         """The whole result record, whatever the task came to."""
@@ -109,38 +105,8 @@ class Handle(Generic[O]):
                 raise
             raise DeadlineExceeded(f"{self.task} is not done within {within_s:g} s; it goes on") from None
 
-    def _value(self, outcome: Outcome, as_type: ContentType) -> O:
-        if outcome.status is Status.DONE:
-            value = b"null" if outcome.value is msgspec.UNSET else bytes(outcome.value)
-            return self._returns.decode(value, as_type)
-        raise unfinished(self.task, outcome)
-
     def __repr__(self) -> str:
         return f"Handle({self.task})"
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped(Generic[O]):
-    """One item of a `map`: its position, and its value or what went wrong with it."""
-
-    index: int
-    task: Identity | None
-    value: O | None = None
-    error: MeshError | None = None
-
-    @property
-    def is_done(self) -> bool:
-        return self.error is None
-
-    def unwrap(self) -> O:
-        """The value.
-
-        Raises:
-            MeshError: what went wrong instead.
-        """
-        if self.error is not None:
-            raise self.error
-        return self.value  # type: ignore[return-value]  # None is a value where O allows it
 
 
 class Mesh:
@@ -150,7 +116,7 @@ class Mesh:
         self.bus = bus
         self.session = f"s-{secrets.token_hex(8)}"
         self._sender = sender
-        self._echoes = Echoes(bus, self.session)
+        self._echoes = Echoes(bus)
         self._submitter = Submitter(bus)
         self._tokens = itertools.count()
         self._fibers: asyncio.TaskGroup
@@ -169,7 +135,7 @@ class Mesh:
         settings = with_local_server(settings or Settings(), url)
         async with Bus.connect(settings, name) as bus:
             mesh = cls(bus, sender=Sender(agent=name, role="client"))
-            async with mesh._echoes.open(), serving() as mesh._fibers:
+            async with mesh._echoes.open(), mesh._echoes.below(mesh.session), serving() as mesh._fibers:
                 yield mesh
 
     # Asking.
@@ -177,7 +143,7 @@ class Mesh:
     @overload
     async def submit(
         self,
-        capability: Capability[I, O, Any],
+        capability: Reference[I, O],
         payload: I = ...,
         *,
         key: str | None = None,
@@ -216,7 +182,7 @@ class Mesh:
     ) -> Handle[Any]: ...
     async def submit(
         self,
-        capability: Capability[Any, Any, Any] | str,
+        capability: Reference[Any, Any] | str,
         payload: Any = None,
         *,
         returns: Any = Any,
@@ -253,19 +219,17 @@ class Mesh:
             content_type=content_type,
         )
 
-    def handle(
-        self, capability: Capability[Any, O, Any] | str, key: str, *, returns: type[O] | None = None
-    ) -> Handle[O]:
+    def handle(self, capability: Reference[Any, O] | str, key: str, *, returns: type[O] | None = None) -> Handle[O]:
         """A handle on a task that was submitted before, here or elsewhere, under a key. Asks nobody."""
-        if isinstance(capability, Capability):
+        if isinstance(capability, Reference):
             task, shape = Identity(capability.name, key), capability.output
         else:
-            task, shape = Identity(check_capability(capability), key), _shape(Any if returns is None else returns)
+            task, shape = Identity(check_capability(capability), key), shape_of(Any if returns is None else returns)
         return Handle(self, self._echoes.expect(task, is_new=False), shape, is_new=False)
 
     async def map(
         self,
-        capability: Capability[I, O, Any] | str,
+        capability: Reference[I, O] | str,
         payloads: Iterable[I] | AsyncIterable[I],
         *,
         in_flight: int = 256,
@@ -337,7 +301,7 @@ class Mesh:
 
     async def _submit(
         self,
-        capability: Capability[Any, Any, Any] | str,
+        capability: Reference[Any, Any] | str,
         payload: Any,
         *,
         returns: Any,
@@ -348,11 +312,11 @@ class Mesh:
         budget: Budget | None = None,
         reason: str = "",
     ) -> Handle[Any]:
-        if isinstance(capability, Capability):
+        if isinstance(capability, Reference):
             name, shape = capability.name, capability.output
             encoded = capability.input.encode(payload, content_type)
         else:
-            name, shape = check_capability(capability), _shape(returns)
+            name, shape = check_capability(capability), shape_of(returns)
             encoded = payloads.encode(payload, content_type)
         if len(encoded) > self.bus.settings.payload_bytes_max:
             raise ContractError(f"payload of {len(encoded)} bytes exceeds {self.bus.settings.payload_bytes_max} bytes")
@@ -380,53 +344,45 @@ class Mesh:
         )
         return Handle(self, expected, shape, is_new=receipt.is_new)
 
+    async def signal(
+        self, capability: Reference[Any, Any] | str, key: str, name: str, value: Any = None, *, by: str = ""
+    ) -> None:
+        """Send a task what its `ctx.signal(name)` waits for, or will. The first signal of a name counts.
+
+        Repeated by this call until the server answers; cancelled midway, it may have been sent.
+
+        Raises:
+            SignalRefused: another one came first, the task is over, or there is no such task.
+            ContractError: the name is illegal, or the value cannot travel.
+        """
+        target = capability.name if isinstance(capability, Reference) else check_capability(capability)
+        signal = Signal(
+            value=msgspec.Raw(payloads.encode(value)),
+            by=by or self._sender.agent,
+            at=time.time(),
+            nonce=secrets.token_hex(8),
+        )
+        ttl_s = self.bus.settings.workflow_ttl_s
+        await send_signal(self.bus, Identity(target, key), check_step_name(name), signal, ttl_s=ttl_s)
+
     # Looking and cancelling.
 
-    async def status(self, capability: Capability[Any, Any, Any] | str, key: str) -> Whereabouts:
+    async def status(self, capability: Reference[Any, Any] | str, key: str) -> Whereabouts:
         """Where a task is; asks the stream and the peers."""
-        name = capability.name if isinstance(capability, Capability) else check_capability(capability)
+        name = capability.name if isinstance(capability, Reference) else check_capability(capability)
         return await find(self.bus, Identity(name, key))
 
-    async def cancel(self, capability: Capability[Any, Any, Any] | str, key: str, *, reason: str = "") -> None:
+    async def cancel(self, capability: Reference[Any, Any] | str, key: str, *, reason: str = "") -> None:
         """Cancel a task and everything below it, queued or running. Safe to repeat.
 
         It is answered `cancelled`, at once where it only waits; a handler that runs is ended at its next await.
         What hangs below it is answered when a peer touches it next. A finished task stays as it is.
         """
-        name = capability.name if isinstance(capability, Capability) else check_capability(capability)
+        name = capability.name if isinstance(capability, Reference) else check_capability(capability)
         task = Identity(name, key)
         if await read_result(self.bus, task) is None:
             ttl_s = self.bus.settings.result_ttl_s
             await control.cancel(self.bus, task, by=self._sender.agent, reason=reason, ttl_s=ttl_s)
-
-
-def unfinished(task: Identity, outcome: Outcome) -> TaskUnfinished:
-    """The exception for an outcome without a value."""
-    failure = outcome.failure
-    if outcome.status is Status.CANCELLED:
-        return TaskCancelled(f"{task} was cancelled", outcome)
-    if outcome.status is Status.EXPIRED:
-        last = f"; its last attempt failed: {failure.message}" if failure is not None else ""
-        return TaskExpired(f"{task} passed its deadline{last}", outcome)
-    assert failure is not None, "a failed outcome says why"
-    return TaskFailed(f"{task} failed ({failure.kind}): {failure.message}", outcome, failure)
-
-
-def stored_type(stored: Stored) -> ContentType:
-    return wire.content_type(stored.headers.get(names.CONTENT_TYPE))
-
-
-_shapes: dict[Any, Shape[Any]] = {Any: ANYTHING}
-
-
-def _shape(annotation: Any) -> Shape[Any]:
-    try:
-        shape = _shapes.get(annotation)
-    except TypeError:
-        return Shape(annotation)
-    if shape is None:
-        shape = _shapes[annotation] = Shape(annotation)
-    return shape
 
 
 async def _numbered(

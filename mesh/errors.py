@@ -15,10 +15,16 @@
     ├ TaskError                 what handlers raise
     │ ├ Transient(after_s)      tried again, up to the capability's attempts
     │ └ Permanent               failure result and dead letter
+    │   ├ NonDeterminism        a replay asks something else under a name
+    │   ├ DuplicateStep         a name is used twice in one run
+    │   ├ HandoffLoop           agents hand a task in a circle, or too far
+    │   ├ Rejected              a person, or the deadline of one, said no
+    │   └ NobodyAnswered        a signal did not come in time; a DeadlineExceeded, too
     ├ TaskUnfinished            what a task came to, raised where its result is asked for
     │ ├ TaskFailed              `.failure` says why
     │ ├ TaskCancelled
     │ └ TaskExpired
+    ├ SignalRefused             a signal that changes nothing: another came first, or nobody waits for it
     └ DeadlineExceeded          the wait ended first; the task goes on
 
 What was sent over a network happened, did not happen, or may have happened; only what did not happen may be
@@ -33,14 +39,20 @@ __all__ = [
     "BusUnavailable",
     "ContractError",
     "DeadlineExceeded",
+    "DuplicateStep",
+    "HandoffLoop",
     "IdempotencyConflict",
     "MeshError",
+    "NobodyAnswered",
+    "NonDeterminism",
     "Overloaded",
     "Permanent",
     "PublishRejected",
     "PublishUnconfirmed",
+    "Rejected",
     "SequenceConflict",
     "SetupError",
+    "SignalRefused",
     "StreamFull",
     "TaskCancelled",
     "TaskError",
@@ -120,6 +132,26 @@ class Permanent(TaskError):
     """No attempt will succeed: the task is answered with this failure, and kept as a dead letter."""
 
 
+class NonDeterminism(Permanent):
+    """A replay asks something else under a name than is on record; the message says what, then and now."""
+
+
+class DuplicateStep(Permanent):
+    """A step's or child's name is used twice in one run."""
+
+
+class HandoffLoop(Permanent):
+    """Agents hand a task to each other in a circle, or over too many hops."""
+
+
+class Rejected(Permanent):
+    """A proposal was not approved."""
+
+
+class SignalRefused(MeshError):
+    """A signal changed nothing: another came first, the task is over, or there is no such task."""
+
+
 class TaskUnfinished(MeshError):
     """The task ended without a value. `outcome` is its result record."""
 
@@ -146,3 +178,7 @@ class TaskExpired(TaskUnfinished):
 
 class DeadlineExceeded(MeshError, TimeoutError):
     """The wait took as long as it was allowed; the task itself goes on."""
+
+
+class NobodyAnswered(Permanent, DeadlineExceeded):
+    """A signal that a task waited for did not come in time. That is on record: no attempt will see it come."""

@@ -135,3 +135,20 @@ def _name(annotation: Any) -> str:
 
 ANYTHING: Final[Shape[Any]] = Shape(Any)
 """What is not typed by the caller: JSON-like builtins."""
+
+_shapes: dict[Any, Shape[Any]] = {Any: ANYTHING}
+
+
+def shape_of(annotation: Any) -> Shape[Any]:
+    """The shape of a type, made once where the type can be remembered.
+
+    Raises:
+        ContractError: the type cannot travel.
+    """
+    try:
+        shape = _shapes.get(annotation)
+    except TypeError:
+        return Shape(annotation)
+    if shape is None:
+        shape = _shapes[annotation] = Shape(annotation)
+    return shape

@@ -40,9 +40,11 @@ from mesh.runtime.heartbeat import Heartbeat
 from mesh.runtime.host import Host
 from mesh.runtime.intake import Intake
 from mesh.runtime.sweep import Sweep
+from mesh.runtime.timekeeper import Timekeeper
 from mesh.settings import Settings
 from mesh.telemetry.http import Pages, served
 from mesh.telemetry.metrics import Metrics
+from mesh.workflow.durable import Services
 
 log = logging.getLogger("mesh.peer")
 
@@ -88,13 +90,15 @@ class Peer:
             peer=self.id,
             metrics=self.metrics,
             controls=Controls(settings.subjects, cancel_ttl_s=settings.result_ttl_s),
-            heartbeat=Heartbeat(settings, rows=2 * slots + SPARE_ROWS),
+            heartbeat=Heartbeat(settings, rows=2 * slots + settings.hot_waits_max + SPARE_ROWS),
+            services=Services(self.bus, settings, self.id),
             publish_event=self._publish_event,
         )
         self.host.controls.on_change.append(self.host.cancel_running)
         self._cancelled = Cancelled(self.host, self._serving)
         self.host.controls.on_cancel.append(self._cancelled.heard)
         self.intakes = [Intake(self.host, capability, on_lost=self._shake) for capability in capabilities]
+        self._timekeeper = Timekeeper(self.host, on_lost=self._shake)
         self.broker = self._broker()
         self.app = FastStream(
             self.broker,
@@ -274,6 +278,8 @@ class Peer:
             )
             off = self.bus.on_reconnect(self._shake)
             stack.callback(off)
+            await stack.enter_async_context(self.host.services.open())
+            await stack.enter_async_context(self._timekeeper.open())
             for intake in self.intakes:
                 await stack.enter_async_context(intake.open())
             capabilities = [intake.capability for intake in self.intakes]
@@ -297,8 +303,10 @@ class Peer:
         running = sum(intake.in_flight for intake in self.intakes)
         log.info("%s drains: %d running, %g s of grace", self.id, running, self.settings.grace_s)
         await self.host.tell(EventKind.DRAINING)
+        self.host.is_draining = True
         for intake in self.intakes:
             await intake.stop_bidding()
+        await self._timekeeper.stop()
         async with asyncio.TaskGroup() as finishing:
             for intake in self.intakes:
                 finishing.create_task(intake.finish(grace_s=self.settings.grace_s))
@@ -306,7 +314,7 @@ class Peer:
 
     def _topology(self) -> list[topology.Spec]:
         consumers = [topology.consumer(self.settings, intake.capability.name) for intake in self.intakes]
-        return [*topology.streams(self.settings), *consumers]
+        return [*topology.streams(self.settings), topology.timekeeper(self.settings), *consumers]
 
     async def _ensure(self) -> topology.Ensured:
         """See to the topology, for as long as it takes the server to answer."""
@@ -384,6 +392,7 @@ class Peer:
         slots = GaugeMetricFamily("mesh_slots", "Tasks this peer runs at once.", labels=["capability"])
         offered = GaugeMetricFamily("mesh_offered_slots", "Slots on offer to the server.", labels=["capability"])
         bids = GaugeMetricFamily("mesh_bid", "Priority of the next offer, 0 is best.", labels=["capability"])
+        waiting = GaugeMetricFamily("mesh_waiting_tasks", "Waiting tasks kept in memory.", value=len(self.host.waiting))
         depth = GaugeMetricFamily(
             "mesh_queue_depth_tasks", "Tasks waiting behind the last one delivered here.", labels=["capability"]
         )
@@ -401,7 +410,7 @@ class Peer:
             "mesh_reconnections", "Reconnections to NATS since the start.", value=self.bus.reconnects
         )
         peers = GaugeMetricFamily("mesh_live_peers", "Peers this one hears.", value=self.live_peers())
-        yield from (in_flight, slots, offered, bids, depth, paused, ready, reconnects, peers)
+        yield from (in_flight, slots, offered, bids, waiting, depth, paused, ready, reconnects, peers)
 
 
 def _security(options: dict[str, Any]) -> NatsSecurity | None:

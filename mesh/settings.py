@@ -32,6 +32,14 @@ class Settings(BaseSettings):
 
     ack_wait_s: float = Field(default=6.0, ge=0.5, description="A peer silent for this long loses its tasks to others.")
     result_ttl_s: float = Field(default=86_400.0, ge=1, description="How long a result is kept, and its key known.")
+    workflow_ttl_s: float = Field(
+        default=7 * 86_400.0, ge=1, description="How long the records of a task that waits are kept, from its start."
+    )
+    hot_wait_s: float = Field(default=5.0, ge=0, description="How long a waiting task stays in memory before it parks.")
+    hot_waits_max: int = Field(default=1_000, ge=1, description="Waiting tasks a capability keeps in memory per peer.")
+    wake_again_s: float = Field(default=3_600.0, ge=1, description="Longest time until a parked task is looked at.")
+    inbox_max: int = Field(default=1_000, ge=1, description="Proposals that may wait for people.")
+    hops_max: int = Field(default=8, ge=1, description="Handoffs in a row.")
     dead_letter_ttl_s: float = Field(default=30 * 86_400.0, ge=1)
     payload_bytes_max: int = Field(default=1_000_000, ge=1024, description="Of a payload or a value, encoded.")
     grace_s: float = Field(default=20.0, ge=0, description="How long a draining peer lets running tasks finish.")
@@ -47,3 +55,14 @@ class Settings(BaseSettings):
     @cached_property
     def subjects(self) -> Subjects:
         return Subjects(self.prefix)
+
+
+class LLMSettings(BaseSettings):
+    """An endpoint that speaks OpenAI's chat completions; each field is read from `MESH_LLM_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="MESH_LLM_", frozen=True, extra="ignore")
+
+    base_url: str | None = Field(default=None, description="As `http://localhost:11434/v1`. Unset: OpenAI's own.")
+    api_key: SecretStr | None = Field(default=None, description="Endpoints of your own may need none.")
+    model: str | None = Field(default=None, description="The model's name at the endpoint.")
+    timeout_s: float = Field(default=120.0, gt=0, description="Longest silence of the endpoint.")

@@ -21,9 +21,9 @@ from contracts.outcome import Outcome
 from contracts.task import Budget
 from contracts.wire import ContentType
 from mesh import client
-from mesh.capability import Capability
-from mesh.client import Mapped
 from mesh.errors import BusUnavailable
+from mesh.reference import Reference
+from mesh.results import Mapped
 from mesh.settings import Settings
 from mesh.streaming import Missed, Part, Restarted
 from mesh.whereabouts import Whereabouts
@@ -104,7 +104,7 @@ class Mesh:
     @overload
     def submit(
         self,
-        capability: Capability[I, O, Any],
+        capability: Reference[I, O],
         payload: I = ...,
         *,
         key: str | None = None,
@@ -141,7 +141,7 @@ class Mesh:
         reason: str = "",
         content_type: ContentType = ...,
     ) -> Handle[Any]: ...
-    def submit(self, capability: Capability[Any, Any, Any] | str, payload: Any = None, **options: Any) -> Handle[Any]:
+    def submit(self, capability: Reference[Any, Any] | str, payload: Any = None, **options: Any) -> Handle[Any]:
         """Store a task in its queue; what comes back waits for its result. See `mesh.Mesh.submit`.
 
         Interrupted midway, the task may or may not be stored.
@@ -156,7 +156,7 @@ class Mesh:
 
     def map(
         self,
-        capability: Capability[I, O, Any] | str,
+        capability: Reference[I, O] | str,
         payloads: Iterable[I],
         *,
         in_flight: int = 256,
@@ -190,17 +190,26 @@ class Mesh:
             )
         )
 
-    def handle(
-        self, capability: Capability[Any, O, Any] | str, key: str, *, returns: type[O] | None = None
-    ) -> Handle[O]:
+    def handle(self, capability: Reference[Any, O] | str, key: str, *, returns: type[O] | None = None) -> Handle[O]:
         """A handle on a task that was submitted before, here or elsewhere, under a key. Asks nobody."""
         return Handle(self._mesh.handle(capability, key, returns=returns), self._thread)
 
-    def status(self, capability: Capability[Any, Any, Any] | str, key: str) -> Whereabouts:
+    def signal(
+        self, capability: Reference[Any, Any] | str, key: str, name: str, value: Any = None, *, by: str = ""
+    ) -> None:
+        """Send a task what its `ctx.signal(name)` waits for, or will. The first signal of a name counts.
+
+        Raises:
+            SignalRefused: another one came first, the task is over, or there is no such task.
+            ContractError: the name is illegal, or the value cannot travel.
+        """
+        self._thread.call(self._mesh.signal(capability, key, name, value, by=by))
+
+    def status(self, capability: Reference[Any, Any] | str, key: str) -> Whereabouts:
         """Where a task is; asks the stream and the peers."""
         return self._thread.call(self._mesh.status(capability, key))
 
-    def cancel(self, capability: Capability[Any, Any, Any] | str, key: str, *, reason: str = "") -> None:
+    def cancel(self, capability: Reference[Any, Any] | str, key: str, *, reason: str = "") -> None:
         """Cancel a task and everything below it, queued or running. Safe to repeat."""
         self._thread.call(self._mesh.cancel(capability, key, reason=reason))
 

@@ -105,6 +105,15 @@ def read_outcome(stored: Stored) -> Outcome:
     return wire.decode(Outcome, stored.data, wire.content_type(stored.headers.get(names.CONTENT_TYPE)))
 
 
+def stored_type(stored: Stored) -> ContentType:
+    """The content type of a stored record.
+
+    Raises:
+        ContractError: its header names none that is known.
+    """
+    return wire.content_type(stored.headers.get(names.CONTENT_TYPE))
+
+
 async def relay(bus: Bus, outcome: Outcome, *, as_type: ContentType) -> int:
     """Publish what an outcome sends; how many of them were there already. Safe to repeat."""
     repeated = 0

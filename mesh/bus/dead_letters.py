@@ -136,7 +136,13 @@ def _envelope(letter: DeadLetter) -> str:
     task = wire.decode(Task, envelope)
     depth = letter.task.id.count(".")
     ancestors = task.lineage if len(task.lineage) == depth else (SESSION,) * depth
-    changes = {"deadline": None, "lineage": (*ancestors, letter.task.capability), "redrive_of": letter.task.id}
+    changes = {
+        "deadline": None,
+        "keep_until": None,
+        "is_awaited": False,
+        "lineage": (*ancestors, letter.task.capability),
+        "redrive_of": letter.task.id,
+    }
     return wire.amend(envelope, changes).decode()
 
 

@@ -1,8 +1,9 @@
 """Results as they are stored: the server's echo of each, for those who wait.
 
-One subscription covers everything a client's session asks for; a task under a key of the user's choice gets
-one of its own while somebody waits for it. An echo is not stored, so it can be missed: one fiber reads the
-records of all who wait after each reconnection, and of those who wait long now and then.
+One subscription covers everything that is asked for below an id: a client's session, or a task that waits for its
+children. A task under a key of the user's choice gets one of its own while somebody waits for it. An echo is not
+stored, so it can be missed: one fiber reads the records of all who wait after each reconnection, and of those who
+wait long now and then.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from contracts import headers as names
-from contracts.subjects import Identity, root_of
+from contracts.subjects import Identity, parent_of
 from mesh.bus.connection import Bus
 from mesh.bus.records import Stored, read_many
 from mesh.fibers import serving
@@ -47,19 +48,18 @@ class Expectation:
 
 
 class Echoes:
-    """Waits for results over one bus. Results of tasks below `session` are heard from the start."""
+    """Waits for results over one bus."""
 
-    def __init__(self, bus: Bus, session: str) -> None:
+    def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._session = session
+        self._below: dict[str, int] = {}
         self._expected: WeakValueDictionary[str, Expectation] = WeakValueDictionary()
         self._subscriptions: dict[str, Subscription] = {}
         self._read_now = asyncio.Event()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        subject = self._bus.subjects.done_below(self._session)
-        await self._bus.nc.subscribe(subject, cb=self._heard, pending_msgs_limit=0, pending_bytes_limit=0)
+        """Serve until left."""
         off = self._bus.on_reconnect(self._read_now.set)
         try:
             async with serving(self._keep_reading()):
@@ -70,12 +70,29 @@ class Echoes:
                 for waiter in expected.waiters:
                     waiter.cancel()
 
+    @asynccontextmanager
+    async def below(self, parent: str) -> AsyncIterator[None]:
+        """Hear the results of every child of an id, until left."""
+        subject = self._bus.subjects.done_below(parent)
+        self._below[parent] = self._below.get(parent, 0) + 1
+        subscription = await self._bus.nc.subscribe(
+            subject, cb=self._heard, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+        try:
+            yield
+        finally:
+            self._below[parent] -= 1
+            if not self._below[parent]:
+                del self._below[parent]
+            with suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
     def expect(self, task: Identity, *, is_new: bool) -> Expectation:
         """What becomes of a task. `is_new` promises that it is not submitted yet, so that no echo is missed."""
         subject = self._bus.subjects.done(task)
         expected = self._expected.get(subject)
         if expected is None:
-            is_heard = is_new and root_of(task.id) == self._session
+            is_heard = is_new and parent_of(task.id) in self._below
             expected = Expectation(task, read_at=time.monotonic() + READ_AFTER_S if is_heard else 0.0)
             self._expected[subject] = expected
         return expected
@@ -85,7 +102,7 @@ class Echoes:
         if expected.stored is not None:
             return expected.stored
         subject = ""
-        if root_of(expected.task.id) != self._session:
+        if parent_of(expected.task.id) not in self._below:
             subject = self._bus.subjects.done(expected.task)
             if subject not in self._subscriptions:
                 self._subscriptions[subject] = await self._bus.nc.subscribe(subject, cb=self._heard)

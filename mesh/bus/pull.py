@@ -22,9 +22,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from contracts import headers as names
-from contracts.subjects import consumer_name
 from mesh.bus.connection import Bus, Headers
-from mesh.bus.topology import NANOS, PRIORITY_GROUP
+from mesh.bus.topology import NANOS, PRIORITY_GROUP, Spec
 from mesh.errors import BusUnavailable
 from mesh.fibers import serving
 
@@ -54,7 +53,7 @@ class Delivery:
 
 
 class Pull:
-    """The pulls of one peer on one capability's consumer.
+    """The pulls of one peer on one consumer.
 
     `on_delivery` takes each message at once, without awaiting. `on_room` is called when offered slots came
     back unused, or nothing is known of them any more, and slots should be offered again. `on_lost` is called
@@ -64,15 +63,14 @@ class Pull:
     def __init__(
         self,
         bus: Bus,
-        capability: str,
+        consumer: Spec,
         *,
-        lane: str = "",
         on_delivery: Callable[[Delivery], None],
         on_room: Callable[[], None],
         on_lost: Callable[[], None],
     ) -> None:
         self._bus = bus
-        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{bus.subjects.stream}.{consumer_name(capability, lane)}"
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
         self._on_delivery = on_delivery
         self._on_room = on_room
         self._on_lost = on_lost

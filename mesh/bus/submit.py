@@ -85,11 +85,13 @@ class Submitter:
         traceparent: str = "",
         lane: str = "",
         give_up_at: float,
+        is_only: bool = False,
     ) -> Receipt:
         """Store the task in its stream.
 
         Safe to repeat: while the task or its result is kept, it is stored once. While no server answers it
-        is repeated until `give_up_at` (Unix time). Cancelled midway, it may or may not be stored.
+        is repeated until `give_up_at` (Unix time). Cancelled midway, it may or may not be stored. With `is_only`
+        the id must stand for no other capability's task either.
 
         Raises:
             Overloaded: the stream is too full for new tasks; nothing was stored.
@@ -99,6 +101,8 @@ class Submitter:
             PublishUnconfirmed: the last try got no answer; it may be stored.
         """
         headers = {**task_headers(task, as_type, traceparent), **guard(self._bus, identity)}
+        if is_only:
+            headers[names.EXPECTED_SUBJECT] = self._bus.subjects.any_state(Identity("*", identity.id))
         subject = self._bus.subjects.task(identity, lane)
         wait_s = FIRST_RETRY_S
         maybe_stored, reason = False, ""
@@ -117,6 +121,9 @@ class Submitter:
                 if existing is not None:
                     self._check_same(identity, existing, payload)
                     return Receipt(identity, existing.sequence, existing)
+                if is_only:
+                    told = f"{identity.id} stands for another capability than {identity.capability}"
+                    raise IdempotencyConflict(told) from None
                 # What the guard met is gone, and no result stands in its place: the identity is free again.
             except StreamFull as full:
                 raise Overloaded(f"the stream takes nothing more: {full}", retry_after_s=OVERLOAD_RETRY_S) from None

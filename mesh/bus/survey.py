@@ -88,7 +88,7 @@ async def server(bus: Bus) -> Server:
 
 async def streams(bus: Bus) -> Streams | None:
     """The mesh's streams and consumers, or None where the mesh was never made."""
-    mesh, control_stream = topology.streams(bus.settings)
+    mesh, *others = topology.streams(bus.settings)
     asked_at = time.time()
     info = await topology.inspect(bus, mesh)
     answered_at = time.time()
@@ -97,13 +97,13 @@ async def streams(bus: Bus) -> Streams | None:
     differences = topology.differences(mesh, info["config"])
     missing: list[Spec] = []
     queues: list[Queue] = []
-    for spec in (control_stream, *await consumers(bus)):
+    for spec in (*others, topology.timekeeper(bus.settings), *await consumers(bus)):
         found = await topology.inspect(bus, spec)
         if found is None:
             missing.append(spec)
             continue
         differences += topology.differences(spec, found["config"])
-        if spec.kind == "consumer":
+        if spec.kind == "consumer" and spec.stream == mesh.name:
             queues.append(await _queue(bus, spec, found))
     stream = _stream(info, asked_at, answered_at)
     return Streams(stream, tuple(queues), tuple(differences), tuple(missing))

@@ -19,6 +19,7 @@ from mesh.errors import BusUnavailable, SetupError, TopologyDrift
 from mesh.settings import Settings
 
 PRIORITY_GROUP = "slots"
+TIMEKEEPER = "timekeeper"
 NANOS = 1_000_000_000
 APPEARS_WITHIN_S = 10.0
 
@@ -65,8 +66,8 @@ class Ensured:
     tolerated: tuple[Difference, ...] = ()
 
 
-def streams(settings: Settings) -> tuple[Spec, Spec]:
-    """The two streams of a mesh."""
+def streams(settings: Settings) -> tuple[Spec, Spec, Spec]:
+    """The streams of a mesh: tasks and records, control records, timers."""
     subjects = settings.subjects
     source, destination = subjects.result_echo
     control_source, control_destination = subjects.control_echo
@@ -106,16 +107,44 @@ def streams(settings: Settings) -> tuple[Spec, Spec]:
             "num_replicas": settings.replicas,
         },
     )
-    return mesh, control
+    timers = Spec(
+        "stream",
+        subjects.timer_stream,
+        subjects.timer_stream,
+        {
+            "subjects": subjects.timers_stored,
+            "retention": "workqueue",
+            "storage": "file",
+            "max_msgs_per_subject": 1,
+            # Schedules refuse "new". With no limit there is nothing old to discard.
+            "discard": "old",
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+            "allow_msg_schedules": True,
+            "num_replicas": settings.replicas,
+        },
+    )
+    return mesh, control, timers
+
+
+def timekeeper(settings: Settings) -> Spec:
+    """The durable consumer from which peers take fired timers."""
+    subjects = settings.subjects
+    return _consumer(settings, subjects.timer_stream, TIMEKEEPER, subjects.fired)
 
 
 def consumer(settings: Settings, capability: str, lane: str = "") -> Spec:
     """The durable consumer that all peers of a capability pull from."""
     subjects = settings.subjects
-    name = consumer_name(capability, lane)
+    wakes = () if lane else subjects.wakes_of(capability)
+    filters = [subjects.tasks_of(capability, lane), *wakes]
+    return _consumer(settings, subjects.stream, consumer_name(capability, lane), filters)
+
+
+def _consumer(settings: Settings, stream: str, name: str, filters: list[str]) -> Spec:
     return Spec(
         "consumer",
-        subjects.stream,
+        stream,
         name,
         {
             "durable_name": name,
@@ -125,7 +154,7 @@ def consumer(settings: Settings, capability: str, lane: str = "") -> Spec:
             "max_deliver": -1,
             "max_ack_pending": 100_000,
             "max_waiting": 8_192,
-            "filter_subjects": [subjects.tasks_of(capability, lane)],
+            "filter_subjects": filters,
             "priority_groups": [PRIORITY_GROUP],
             "priority_policy": "prioritized",
         },

@@ -62,7 +62,7 @@ async def _examine(migrate: bool, monitor_url: str | None) -> tuple[list[str], F
     async with console.connected() as bus:
         migrated: list[str] = []
         if migrate:
-            wanted = (*topology.streams(bus.settings), *await survey.consumers(bus))
+            wanted = (*topology.streams(bus.settings), topology.timekeeper(bus.settings), *await survey.consumers(bus))
             ensured = await topology.ensure(bus, wanted, migrate=True)
             migrated = [*ensured.created, *ensured.migrated]
         return migrated, await gather(bus, await _sync(bus, monitor_url))

@@ -21,6 +21,7 @@ from contracts.event import EventKind
 from contracts.outcome import Outcome, Status
 from contracts.subjects import Identity
 from mesh.bus.commit import commit
+from mesh.bus.parks import wake
 from mesh.bus.records import read_many
 from mesh.capability import Capability
 from mesh.digest import digest
@@ -77,8 +78,12 @@ class Cancelled:
         await asyncio.sleep(after_s)
         host, subjects = self._host, self._host.bus.subjects
         async with room:
-            found = await read_many(host.bus, [subjects.result(task), subjects.task(task)])
-            result, waiting = found
+            found = await read_many(host.bus, [subjects.result(task), subjects.task(task), subjects.park(task)])
+            result, waiting, park = found
+            if result is None and park is not None:
+                # It may have something to undo: whoever takes it up finds the cancel.
+                await wake(host.bus, task)
+                return
             if result is not None or waiting is None or task in host.running:
                 return
             try:

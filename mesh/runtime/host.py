@@ -11,7 +11,7 @@ from typing import Any
 from contracts import wire
 from contracts.control import Runs, WhoRuns
 from contracts.event import Event, EventKind
-from contracts.subjects import Identity
+from contracts.subjects import SESSION, Identity
 from contracts.task import Sender, Task
 from mesh.bus.connection import Bus
 from mesh.bus.pull import Delivery
@@ -24,17 +24,26 @@ from mesh.runtime.controls import Controls
 from mesh.runtime.heartbeat import Heartbeat
 from mesh.settings import Settings
 from mesh.telemetry.metrics import CapabilityMetrics, Metrics
+from mesh.workflow.durable import DurableContext, Services
+from mesh.workflow.flow import Flow
+from mesh.workflow.slots import Slot
 
 log = logging.getLogger("mesh.runtime")
 
 NOTHING_TRUSTED = 2**63
 FINISHED_PARTS_MAX = 10_000
+ROOT_SLACK_S = 3_600.0
+"""How much longer than the records below it a root's result is kept."""
 SURVEY_S = 0.5
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One task in the hands of this peer. `delivery` is the latest hand-over of it, `row` its heartbeat's."""
+    """One task in the hands of this peer.
+
+    `delivery` is the latest hand-over of it, `row` its heartbeat's. A woken task's delivery has the wake's ack and
+    the park's content.
+    """
 
     identity: Identity
     capability: Capability[Any, Any, Any]
@@ -42,21 +51,48 @@ class Attempt:
     me: Sender
     delivery: Delivery
     row: int
+    slot: Slot
     illegal_id: str = ""
+    is_wake: bool = False
     task: Task = field(default_factory=Task)
     number: int = 1
     started_at: float = 0.0
     context: Context | BlockingContext | None = None
     fiber: asyncio.Task[None] | None = None
     scope: asyncio.Timeout | None = None
+    flow: Flow | None = None
     is_cancelled: bool = False
+    is_unwinding: bool = False
+    has_records: bool = False
+    """Whether a record below the task may exist: a child, a step, a park."""
+
+    def keep_until(self, settings: Settings) -> float:
+        """Until when the records of the task's workflow are kept, as Unix seconds."""
+        if self.task.keep_until is not None:
+            return self.task.keep_until
+        own_s = self.capability.limits.result_ttl_s or settings.result_ttl_s
+        return self.delivery.stored_at + max(settings.workflow_ttl_s, own_s)
 
     def result_ttl_s(self, settings: Settings) -> float:
-        """How long the records of this task are kept."""
-        return self.capability.limits.result_ttl_s or settings.result_ttl_s
+        """How long the result of this task, and what tells of its attempts, is kept.
+
+        A root's outlives everything below it, or a later task under its key would find old records.
+        """
+        left_s = self.keep_until(settings) - time.time()
+        if self.task.keep_until is not None and not self._is_root:
+            return max(1.0, left_s)
+        own_s = self.capability.limits.result_ttl_s or settings.result_ttl_s
+        has_records = self.has_records or (isinstance(self.context, DurableContext) and self.context.has_records)
+        return max(own_s, left_s + ROOT_SLACK_S) if has_records else own_s
+
+    @property
+    def _is_root(self) -> bool:
+        return all(ancestor == SESSION for ancestor in self.task.lineage)
 
     def cancel(self) -> None:
-        """End the handler: its scope times out now, and the attempt knows why."""
+        """End the handler: its scope times out now, and the attempt knows why. What undoes is not ended."""
+        if self.is_unwinding:
+            return
         self.is_cancelled = True
         if self.scope is not None and not self.scope.expired():
             self.scope.reschedule(asyncio.get_running_loop().time())
@@ -80,7 +116,11 @@ class Host:
     metrics: Metrics
     controls: Controls
     heartbeat: Heartbeat
+    services: Services
     publish_event: Callable[[Event], Awaitable[None]]
+    waiting: OrderedDict[Identity, Attempt] = field(default_factory=OrderedDict)
+    """Those of `running` that wait and hold no slot, the longest wait first."""
+    is_draining: bool = False
     running: dict[Identity, Attempt] = field(default_factory=dict)
     trusted_above: int = NOTHING_TRUSTED
     """First deliveries of guarded messages stored after this sequence need no look for a record."""
@@ -90,6 +130,26 @@ class Host:
     _elsewhere_until: float = 0.0
     _finished: OrderedDict[Identity, Streamed] = field(default_factory=OrderedDict)
     _parts_kept: int = 0
+
+    def waits(self, attempt: Attempt, is_waiting: bool) -> None:
+        """Take note that a running task begins or ends to wait. Those that wait longest park when there are many."""
+        if not is_waiting:
+            self.waiting.pop(attempt.identity, None)
+            return
+        self.waiting[attempt.identity] = attempt
+        if self.is_draining:
+            self.park_waiting()
+        elif len(self.waiting) > self.settings.hot_waits_max:
+            for oldest in self.waiting.values():
+                if oldest.flow is not None and oldest.flow.is_waiting:
+                    oldest.flow.park()
+                    break
+
+    def park_waiting(self) -> None:
+        """Have everything that waits leave this peer."""
+        for attempt in list(self.waiting.values()):
+            if attempt.flow is not None:
+                attempt.flow.park()
 
     def keep_parts(self, attempt: Attempt) -> None:
         """Keep what a finished attempt streamed, for listeners who come late; the oldest goes first."""

@@ -5,28 +5,33 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from contracts.card import Load
 from contracts.errors import ContractError, NewerFormat
-from contracts.subjects import Identity, is_legal_id, stand_in
+from contracts.subjects import AGAIN, Address, Identity, Kind, is_legal_id, stand_in
 from contracts.task import Sender
-from mesh.bus.commit import nak
+from mesh.bus import topology
+from mesh.bus.commit import ack, nak, read_result
+from mesh.bus.parks import publish_wake
 from mesh.bus.pull import Delivery, Pull
 from mesh.capability import Capability
 from mesh.context import BlockingContext
 from mesh.errors import BusUnavailable, PublishRejected, PublishUnconfirmed
 from mesh.fibers import serving
 from mesh.runtime.attempt import judge
+from mesh.runtime.handling import TIMEOUT_SLACK_S
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.settle import settle
 from mesh.runtime.verdict import HandBack, Verdict
 from mesh.scheduling.bids import ServiceTime, bid, expected_delay_s
 from mesh.scheduling.credit import slots_to_offer
+from mesh.workflow.slots import Slot, Slots
 
 log = logging.getLogger("mesh.runtime")
 
-TIMEOUT_SLACK_S = 5.0
+WAKE_AGAIN_S = 0.5
 HAND_BACK_WITHIN_S = 3.0
 REFUSED_AGAIN_S = 30.0
 
@@ -36,14 +41,13 @@ class Intake:
 
     def __init__(self, host: Host, capability: Capability[Any, Any, Any], *, on_lost: Callable[[], None]) -> None:
         self.capability = capability
-        self.in_flight = 0
         self.queue_depth = 0
         self._host = host
         self._metrics = host.metrics.of(capability.name, capability.agent.version)
         agent = capability.agent
         self._me = Sender(agent=agent.name, role=agent.role, version=agent.version, peer=host.peer)
-        self._slots = capability.limits.concurrency
-        self._room = asyncio.Semaphore(self._slots)
+        self._slots = Slots(capability.limits.concurrency, on_free=self._freed)
+        self._attempts = 0
         self._service = ServiceTime()
         self._is_open = False
         self._idle = asyncio.Event()
@@ -52,7 +56,7 @@ class Intake:
         self._fibers: asyncio.TaskGroup
         self._pull = Pull(
             host.bus,
-            capability.name,
+            topology.consumer(host.settings, capability.name),
             on_delivery=self._arrived,
             on_room=self._wanted.set,
             on_lost=on_lost,
@@ -72,6 +76,11 @@ class Intake:
             self._host.controls.on_change.remove(self._wanted.set)
 
     @property
+    def in_flight(self) -> int:
+        """Tasks that hold a slot here, or stand in line for one."""
+        return self._slots.in_use
+
+    @property
     def offered(self) -> int:
         return self._pull.offered
 
@@ -81,7 +90,7 @@ class Intake:
 
     def load(self) -> Load:
         return Load(
-            slots=self._slots,
+            slots=self._slots.count,
             in_flight=self.in_flight,
             bid=self._bid(),
             service_s=self._service.mean_s,
@@ -94,7 +103,8 @@ class Intake:
         await self._pull.withdraw()
 
     async def finish(self, *, grace_s: float) -> None:
-        """Wait for what runs, at most `grace_s` seconds; then hand the rest back."""
+        """Wait for what runs, at most `grace_s` seconds; then hand the rest back. What waits is parked."""
+        self._host.park_waiting()
         try:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
@@ -105,7 +115,7 @@ class Intake:
                     fiber.cancel()
 
     def _bid(self) -> int:
-        return bid(expected_delay_s(self._service, self.in_flight, self._slots))
+        return bid(expected_delay_s(self._service, self.in_flight, self._slots.count))
 
     async def _keep_offering(self) -> None:
         while True:
@@ -117,17 +127,29 @@ class Intake:
                 await self._pull.withdraw()
                 continue
             await self._pull.resume()
-            slots = slots_to_offer(self._slots, self.in_flight, self._pull.offered)
+            slots = slots_to_offer(self._slots.count, self.in_flight, self._pull.offered)
             if slots:
                 await self._pull.offer(slots, self._bid())
 
     def _arrived(self, delivery: Delivery) -> None:
         self.queue_depth = delivery.pending
-        identity, illegal_id = self._identity(delivery.subject)
+        address = self._host.bus.subjects.parse(delivery.subject)
+        if address.kind is Kind.WAKE and address.lane == AGAIN:
+            self._fibers.create_task(self._wake_again(address.identity, delivery))
+            return
+        is_wake = address.kind is Kind.WAKE
+        identity, illegal_id = _identity(address)
         running = self._host.running.get(identity)
+        if running is not None and running.is_wake != is_wake:
+            # One is about to end, or the park it left says all: the other is looked at again then.
+            self._fibers.create_task(nak(self._host.bus, delivery, delay_s=WAKE_AGAIN_S))
+            self._wanted.set()
+            return
         if running is not None:
             # The same task again while it runs here: the newer hand-over is the one to settle.
-            running.delivery = delivery
+            running.delivery = replace(
+                running.delivery, reply=delivery.reply, sequence=delivery.sequence, delivered=delivery.delivered
+            )
             self._host.heartbeat.change(running.row, delivery, for_s=self._speak_for_s())
             self._metrics.redeliveries.inc()
             self._wanted.set()
@@ -137,9 +159,10 @@ class Intake:
         except IndexError:
             self._fibers.create_task(nak(self._host.bus, delivery, delay_s=1.0))
             return
-        attempt = Attempt(identity, self.capability, self._metrics, self._me, delivery, row, illegal_id)
+        slot = Slot(self._slots)
+        attempt = Attempt(identity, self.capability, self._metrics, self._me, delivery, row, slot, illegal_id, is_wake)
         self._host.running[identity] = attempt
-        self.in_flight += 1
+        self._attempts += 1
         self._idle.clear()
         attempt.fiber = self._fibers.create_task(self._handle(attempt))
 
@@ -148,8 +171,8 @@ class Intake:
         try:
             verdict: Verdict
             try:
-                async with self._room:
-                    verdict = await judge(host, attempt)
+                await attempt.slot.take()
+                verdict = await judge(host, attempt)
             except asyncio.CancelledError:
                 # Hand it back now, or the next peer waits for ack_wait.
                 is_recorded = attempt.started_at > 0
@@ -178,27 +201,43 @@ class Intake:
             host.keep_parts(attempt)
             self._free(attempt)
 
+    async def _wake_again(self, identity: Identity, delivery: Delivery) -> None:
+        """A wake that met another one: it becomes a wake once that one is acked, or has nothing left to wake."""
+        host = self._host
+        try:
+            is_over = await publish_wake(host.bus, identity) or await read_result(host.bus, identity) is not None
+        except (BusUnavailable, PublishUnconfirmed, PublishRejected):
+            is_over = False
+        self._wanted.set()
+        if is_over:
+            await ack(host.bus, delivery)
+        else:
+            await nak(host.bus, delivery, delay_s=WAKE_AGAIN_S)
+
     def _free(self, attempt: Attempt) -> None:
         context = attempt.context
         if isinstance(context, BlockingContext) and context.thread_ended is not None:
             # A thread nobody waits for any more may go on: the slot is free when it ends.
-            context.thread_ended.add_done_callback(lambda _: self._release())
+            context.thread_ended.add_done_callback(lambda _: self._release(attempt))
         else:
-            self._release()
+            self._release(attempt)
 
-    def _release(self) -> None:
-        self.in_flight -= 1
-        if not self.in_flight:
+    def _release(self, attempt: Attempt) -> None:
+        attempt.slot.give()
+        self._attempts -= 1
+        if not self._attempts:
             self._idle.set()
-        if slots_to_offer(self._slots, self.in_flight, self._pull.offered):
-            self._wanted.set()
 
-    def _identity(self, subject: str) -> tuple[Identity, str]:
-        """Whose records a delivery's are, and its own id where that is illegal."""
-        address = self._host.bus.subjects.parse(subject)
-        if is_legal_id(address.id):
-            return address.identity, ""
-        return Identity(address.capability, stand_in(address.id)), address.id
+    def _freed(self) -> None:
+        if slots_to_offer(self._slots.count, self.in_flight, self._pull.offered):
+            self._wanted.set()
 
     def _speak_for_s(self) -> float:
         return self.capability.limits.timeout_s + TIMEOUT_SLACK_S
+
+
+def _identity(address: Address) -> tuple[Identity, str]:
+    """Whose records a delivery's are, and its own id where that is illegal."""
+    if is_legal_id(address.id):
+        return address.identity, ""
+    return Identity(address.capability, stand_in(address.id)), address.id

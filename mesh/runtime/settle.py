@@ -11,18 +11,22 @@ from contracts import wire
 from contracts.errors import ContractError, NewerFormat
 from contracts.event import EventKind
 from contracts.outcome import AttemptEnded, Ended, Failure, FailureKind, Outcome, Status
+from contracts.subjects import ancestry
+from contracts.task import Task
 from contracts.wire import ContentType
-from mesh.bus.commit import ack, bury, commit, nak, read_outcome, relay
+from mesh.bus.commit import ack, bury, commit, nak, read_outcome, relay, stored_type
 from mesh.bus.ledger import record_ended
-from mesh.bus.records import Stored
+from mesh.bus.parks import park, wake
+from mesh.bus.records import Stored, read_many
+from mesh.bus.timers import set_timer
 from mesh.errors import PublishRejected
+from mesh.runtime.handling import HOLD_S
 from mesh.runtime.host import Attempt, Host
-from mesh.runtime.verdict import Answer, Answered, HandBack, Retry, Verdict
+from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Retry, Superseded, Verdict
+from mesh.workflow.parking import Wait, next_due
 
 log = logging.getLogger("mesh.runtime")
 
-HOLD_S = 7 * 86_400.0
-"""How long a commit is held under heartbeat while the stream is full or away."""
 RECORD_OVERHEAD_BYTES = 4_096
 
 
@@ -37,18 +41,19 @@ async def settle(host: Host, attempt: Attempt, verdict: Verdict) -> None:
             await _retry(host, attempt, failure, after_s)
         case HandBack(reason, delay_s, is_recorded):
             await _hand_back(host, attempt, reason, delay_s, is_recorded=is_recorded)
+        case Park(waits):
+            await _park(host, attempt, waits)
+        case Superseded():
+            await wake(host.bus, attempt.identity)
+            await ack(host.bus, attempt.delivery)
         case _:
             assert_never(verdict)
-
-
-def stored_type(headers: dict[str, str]) -> ContentType:
-    return wire.content_type(headers.get(names.CONTENT_TYPE))
 
 
 async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
     metrics = attempt.metrics
     try:
-        as_type = stored_type(attempt.delivery.headers)
+        as_type = wire.content_type(attempt.delivery.headers.get(names.CONTENT_TYPE))
     except ContractError:
         as_type = "application/json"
     ttl_s = attempt.result_ttl_s(host.settings)
@@ -92,7 +97,7 @@ async def _finish_found(host: Host, attempt: Attempt, found: Stored) -> None:
         log.error("%s has a malformed result, which stands: %s", attempt.identity, error)
         await ack(host.bus, attempt.delivery)
     else:
-        await _finish(host, attempt, outcome, stored_type(found.headers))
+        await _finish(host, attempt, outcome, stored_type(found))
 
 
 async def _finish(host: Host, attempt: Attempt, outcome: Outcome, as_type: ContentType) -> None:
@@ -106,7 +111,46 @@ async def _finish(host: Host, attempt: Attempt, outcome: Outcome, as_type: Conte
             attempt.metrics.dead_lettered(outcome.failure.kind)
             log.warning("%s is a dead letter: %s: %s", attempt.identity, outcome.failure.kind, outcome.failure.message)
             await host.tell(EventKind.DEAD_LETTERED, attempt.identity, outcome.failure.message)
+    await _wake_parent(host, attempt)
     await ack(host.bus, attempt.delivery)
+
+
+async def _wake_parent(host: Host, attempt: Attempt) -> None:
+    """A parent that waits in memory hears the stored result itself; one that is parked is woken."""
+    header = attempt.delivery.headers.get(names.TASK)
+    if header is None or "is_awaited" not in header:
+        return
+    try:
+        task = wire.decode(Task, header.encode())
+    except ContractError:
+        return
+    *above, _ = ancestry(attempt.identity, task.lineage)
+    if task.is_awaited and above:
+        await wake(host.bus, above[-1])
+
+
+async def _park(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> None:
+    # First that this run is over, then the park, then its timer, then a last look: see `mesh.bus.parks`.
+    host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
+    now, keep_until = time.time(), attempt.keep_until(host.settings)
+    attempt.has_records = True
+    await _record_ended(host, attempt, AttemptEnded(how=Ended.PARKED, peer=host.peer, at=now))
+    if not attempt.is_wake:
+        envelope = msgspec.structs.replace(attempt.task, keep_until=keep_until)
+        await park(host.bus, attempt.identity, attempt.delivery, envelope, ttl_s=max(1.0, keep_until - now))
+    limits = (attempt.task.deadline, keep_until)
+    due = next_due(waits, now=now, again_s=host.settings.wake_again_s, limits=limits)
+    await set_timer(host.bus, attempt.identity, due)
+    attempt.metrics.parks.inc()
+    records = [record for wait in waits for record in wait.records]
+    is_over = any(await read_many(host.bus, records)) or any(wait.due and wait.due <= time.time() for wait in waits)
+    if not is_over:
+        await ack(host.bus, attempt.delivery)
+    elif attempt.is_wake:
+        await _return(host, attempt, delay_s=0.0)
+    else:
+        await wake(host.bus, attempt.identity)
+        await ack(host.bus, attempt.delivery)
 
 
 async def _retry(host: Host, attempt: Attempt, failure: Failure, after_s: float) -> None:

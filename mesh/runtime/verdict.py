@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from contracts.outcome import Failure, Outcome
 from mesh.bus.records import Stored
+from mesh.workflow.parking import Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +38,16 @@ class HandBack:
     is_recorded: bool = False
 
 
-Verdict = Answer | Answered | Retry | HandBack
+@dataclass(frozen=True, slots=True)
+class Park:
+    """The task waits for long: leave it to the stream until one of its waits is over."""
+
+    waits: tuple[Wait, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """The task is parked already, and this is the message it had before: have it woken, and ack."""
+
+
+Verdict = Answer | Answered | Retry | HandBack | Park | Superseded

@@ -31,6 +31,9 @@ class CapabilityMetrics:
         self.redeliveries = metrics.redeliveries.labels(capability)
         self.retries = metrics.retries.labels(capability)
         self.revived = metrics.revived.labels(capability)
+        self.parks = metrics.parks.labels(capability)
+        self.wakes = metrics.wakes.labels(capability)
+        self.steps = {how: metrics.steps.labels(capability, how) for how in ("ran", "replayed")}
         self.duplicates = {at: metrics.duplicates.labels(capability, at) for at in ("submit", "start", "commit")}
 
     def handed_back(self, reason: str) -> None:
@@ -101,6 +104,18 @@ class Metrics:
         )
         self.revived = Counter(
             "mesh_revived", "Stranded messages set going again by the sweep.", ("capability",), registry=self.registry
+        )
+        self.parks = Counter(
+            "mesh_parks", "Waiting tasks given to the stream.", ("capability",), registry=self.registry
+        )
+        self.wakes = Counter(
+            "mesh_wakes", "Parked tasks taken up again, by this peer.", ("capability",), registry=self.registry
+        )
+        self.steps = Counter(
+            "mesh_steps",
+            "Durable steps and children: run now, or found on record.",
+            ("capability", "how"),
+            registry=self.registry,
         )
         self.unserved = Gauge(
             "mesh_unserved_tasks",

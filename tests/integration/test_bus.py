@@ -122,9 +122,8 @@ async def test_a_better_bid_is_served_first(mesh: Mesh, settings: Settings) -> N
     got: list[str] = []
 
     def pull(name: str) -> Pull:
-        return Pull(
-            mesh.bus, "bill", on_delivery=lambda _: got.append(name), on_room=lambda: None, on_lost=lambda: None
-        )
+        bill = topology.consumer(settings, "bill")
+        return Pull(mesh.bus, bill, on_delivery=lambda _: got.append(name), on_room=lambda: None, on_lost=lambda: None)
 
     worse, better = pull("worse"), pull("better")
     async with worse.open(), better.open():
@@ -146,7 +145,8 @@ async def waiting_pulls(mesh: Mesh, count: int) -> bool:
 async def test_a_pull_that_was_withdrawn_leaves_the_message_to_others(mesh: Mesh, settings: Settings) -> None:
     await topology.ensure(mesh.bus, [topology.consumer(settings, "bill")])
     got: list[Delivery] = []
-    pull = Pull(mesh.bus, "bill", on_delivery=got.append, on_room=lambda: None, on_lost=lambda: None)
+    bill = topology.consumer(settings, "bill")
+    pull = Pull(mesh.bus, bill, on_delivery=got.append, on_room=lambda: None, on_lost=lambda: None)
     async with pull.open():
         await pull.offer(3, 0)
         await pull.withdraw()
@@ -161,7 +161,8 @@ async def test_a_pull_that_was_withdrawn_leaves_the_message_to_others(mesh: Mesh
 async def test_an_inbox_replaced_from_two_sides_at_once_keeps_its_account(mesh: Mesh, settings: Settings) -> None:
     await topology.ensure(mesh.bus, [topology.consumer(settings, "bill")])
     got: list[Delivery] = []
-    pull = Pull(mesh.bus, "bill", on_delivery=got.append, on_room=lambda: None, on_lost=lambda: None)
+    bill = topology.consumer(settings, "bill")
+    pull = Pull(mesh.bus, bill, on_delivery=got.append, on_room=lambda: None, on_lost=lambda: None)
     before = len(mesh.bus.nc._subs)
     async with pull.open():
         await asyncio.gather(pull.withdraw(), pull.resume(), pull.withdraw(), pull.resume(), pull.resume())

@@ -287,15 +287,22 @@ def test_an_id_is_measured_in_bytes_and_may_be_exactly_512(character: str) -> No
         grammar.check_key(longest + "a")
 
 
-def test_a_child_id_may_be_exactly_512_bytes_and_no_more() -> None:
-    parent = "p" * (grammar.ID_BYTES_MAX - len(".~kid"))
+def test_a_child_id_may_be_exactly_3000_bytes_and_no_more() -> None:
+    parent = "p" * 5 + ".~levels" * ((grammar.CHILD_ID_BYTES_MAX - 10) // 8)
+    rest = grammar.CHILD_ID_BYTES_MAX - len(parent) - len(".~")
 
-    child = grammar.child_id(parent, "kid")
+    child = grammar.child_id(parent, "k" * rest)
 
-    assert len(child.encode()) == grammar.ID_BYTES_MAX
+    assert len(child.encode()) == grammar.CHILD_ID_BYTES_MAX
     assert grammar.is_legal_id(child)
-    with pytest.raises(ContractError, match="child id of 513 bytes exceeds 512: nested too deep"):
-        grammar.child_id(parent, "kids")
+    assert not grammar.is_legal_id(child + "k")
+    with pytest.raises(ContractError, match="child id of 3001 bytes exceeds 3000: nested too deep"):
+        grammar.child_id(parent, "k" * (rest + 1))
+
+
+def test_a_long_id_of_one_token_is_illegal_however_much_room_children_have() -> None:
+    assert not grammar.is_legal_id("p" * (grammar.ID_BYTES_MAX + 1))
+    assert not grammar.is_legal_id("p" * (grammar.ID_BYTES_MAX + 1) + ".~kid")
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ import pytest
 from contracts import wire
 from contracts.errors import ContractError
 from contracts.outcome import DecidedBy, Spent
-from contracts.subjects import ID_BYTES_MAX, SESSION, Identity, is_legal_id
+from contracts.subjects import CHILD_ID_BYTES_MAX, ID_BYTES_MAX, SESSION, Identity, is_legal_id
 from contracts.task import Budget, Sender, Task
 from mesh.agent import Agent
-from mesh.context import PARTS_KEPT, SENDS_MAX, BlockingContext, Context
+from mesh.context import BlockingContext, Context
 from mesh.digest import digest
+from mesh.task_context import PARTS_KEPT, SENDS_MAX
 
 agent = Agent("tester")
 
@@ -70,7 +71,7 @@ def test_a_name_is_used_once_per_capability() -> None:
     assert len(sending.sends) == 2
 
 
-@pytest.mark.parametrize("name", ["", "two words", "a.b", "~x", "a>", "x" * ID_BYTES_MAX])
+@pytest.mark.parametrize("name", ["", "two words", "a.b", "~x", "a>", "x" * (ID_BYTES_MAX + 1)])
 def test_a_name_that_is_no_id_is_refused(name: str) -> None:
     sending = context()
 
@@ -103,7 +104,7 @@ def test_a_task_sends_a_bounded_number_of_others() -> None:
 
 
 def test_children_of_children_end_where_ids_end() -> None:
-    deep = context(task_id="a" * (ID_BYTES_MAX - 10))
+    deep = context(task_id="a" + ".~deeper" * (CHILD_ID_BYTES_MAX // 8))
 
     with pytest.raises(ContractError, match="nested too deep"):
         deep.send(pack, Order("tea"))

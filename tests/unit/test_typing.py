@@ -86,7 +86,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         ('await mesh.submit("review-file", file)', "mesh.client.Handle[Any]"),
         ('mesh.handle(review, "k")', "mesh.client.Handle[Review]"),
         ('mesh.handle("review-file", "k", returns=Review)', "mesh.client.Handle[Review]"),
-        ("mapped", "mesh.client.Mapped[Review]"),
+        ("mapped", "mesh.results.Mapped[Review]"),
         ('count(["a"])', "int"),
         ("await review(file)", "Review"),
         ("review", "mesh.capability.Capability[SourceFile, Review, typing.Coroutine[Any, Any, Review]]"),

@@ -1,0 +1,92 @@
+"""Parking a task, and waking it.
+
+A park record is the task itself, given back to the stream while it waits. It is written once, at the first wait
+that outlasts memory, and stays; from then on the task runs when a wake is delivered. Rules:
+
+- Who ends a wait (a child's peer, a signal, a timer) records that first, then asks the stream for the park, then
+  wakes. Who parks writes the park, then reads what it waits for once more, then acks. So one of the two sees the
+  other.
+- The stream is asked with a write that cannot pass: its refusal tells the park's sequence as the leader has it,
+  where a read from a lagging replica may miss it.
+- A wake that meets another one may come too late for that one, whose run has perhaps read everything already. So
+  it is left as `wake@again`, which whoever gets it turns into a wake when the first one is acked.
+- No wake is published for a task that has a result.
+"""
+
+import asyncio
+
+from contracts import headers as names
+from contracts import wire
+from contracts.subjects import Identity
+from contracts.task import Task
+from mesh.bus.commit import create_once, ttl
+from mesh.bus.connection import Bus, Headers
+from mesh.bus.pull import Delivery
+from mesh.bus.records import RETRY_S, Stored, read
+from mesh.errors import BusUnavailable, PublishUnconfirmed, SequenceConflict
+
+_KEPT = (names.CONTENT_TYPE, names.TRACEPARENT, names.TRACESTATE)
+_NEVER = str(2**62)
+
+
+async def park(bus: Bus, task: Identity, delivery: Delivery, envelope: Task, *, ttl_s: float) -> None:
+    """Keep the task as it was delivered. Safe to repeat: the first one stands.
+
+    Raises:
+        PublishRejected: the server refuses it for good.
+    """
+    kept: Headers = {name: value for name, value in delivery.headers.items() if name in _KEPT}
+    kept[names.TASK] = wire.encode(envelope).decode()
+    kept[names.PARKED] = repr(delivery.stored_at)
+    kept[names.TTL] = ttl(ttl_s)
+    await create_once(bus, bus.subjects.park(task), delivery.payload, kept)
+
+
+async def read_park(bus: Bus, task: Identity) -> Stored | None:
+    """The park record of a task, or None."""
+    return await read(bus, bus.subjects.park(task))
+
+
+def parked_since(park: Stored) -> float:
+    """When the parked task was stored at first, as Unix seconds."""
+    try:
+        return float(park.headers.get(names.PARKED, ""))
+    except ValueError:
+        return park.stored_at
+
+
+async def is_parked(bus: Bus, task: Identity) -> bool:
+    """Whether the task has a park record, as the stream's leader has it. Repeated until it answers."""
+    question = {names.EXPECTED_SUBJECT_SEQUENCE: _NEVER, names.EXPECTED_SUBJECT: bus.subjects.park(task)}
+    while True:
+        try:
+            await bus.store(bus.subjects.wake(task), b"", question)
+        except SequenceConflict as refusal:
+            return refusal.sequence > 0
+        except (BusUnavailable, PublishUnconfirmed):
+            await bus.until_connected()
+            await asyncio.sleep(RETRY_S)
+
+
+async def wake(bus: Bus, task: Identity) -> bool:
+    """Have a parked task looked at again. False: it is not parked, so whoever runs it looks itself.
+
+    Safe to repeat. When this returns, a run of the task starts after it was called, or the task has a result.
+
+    Raises:
+        PublishRejected: the server refuses it for good.
+    """
+    if not await is_parked(bus, task):
+        return False
+    if not await publish_wake(bus, task):
+        await create_once(bus, bus.subjects.wake(task, is_again=True), b"", {}, within=_unanswered(bus, task))
+    return True
+
+
+async def publish_wake(bus: Bus, task: Identity) -> bool:
+    """Publish the wake itself. False: one stands already, or the task has a result."""
+    return await create_once(bus, bus.subjects.wake(task), b"", {}, within=_unanswered(bus, task))
+
+
+def _unanswered(bus: Bus, task: Identity) -> Headers:
+    return {names.EXPECTED_SUBJECT_SEQUENCE: "0", names.EXPECTED_SUBJECT: bus.subjects.result(task)}

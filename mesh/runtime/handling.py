@@ -1,0 +1,370 @@
+"""Running a handler, and what its run came to. A handler's errors become values here, and only here."""
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import threading
+import time
+from typing import Any
+
+import msgspec
+
+from contracts import headers as names
+from contracts import wire
+from contracts.errors import ContractError
+from contracts.outcome import Failure, FailureKind, Outcome, Status
+from contracts.wire import ContentType
+from contracts.workflow import Closing
+from mesh.bus.steps import write_step
+from mesh.capability import Capability
+from mesh.context import BlockingContext, Context
+from mesh.digest import digest
+from mesh.endings import Escalate, Handoff
+from mesh.errors import (
+    BusUnavailable,
+    HandoffLoop,
+    NonDeterminism,
+    Overloaded,
+    Permanent,
+    PublishRejected,
+    Rejected,
+    TaskUnfinished,
+    Transient,
+)
+from mesh.resilience.retry import Ledger, wait_s
+from mesh.runtime.host import Attempt, Host
+from mesh.runtime.verdict import Answer, HandBack, Park, Retry, Verdict
+from mesh.workflow.closing import CLOSING, closing_of, conclude, value_to_close
+from mesh.workflow.durable import DurableContext, Unwinding
+from mesh.workflow.flow import Flow
+
+log = logging.getLogger("mesh.runtime")
+
+HOLD_S = 7 * 86_400.0
+"""How long a delivery is spoken for while its task waits, or its commit is held."""
+TIMEOUT_SLACK_S = 5.0
+UNDO_SHARE = 2
+"""Undoing may use as many attempts again as the task itself."""
+
+_KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (
+    (NonDeterminism, FailureKind.NON_DETERMINISM),
+    (HandoffLoop, FailureKind.LOOP),
+    (Rejected, FailureKind.REJECTED),
+    (Permanent, FailureKind.PERMANENT),
+    # What a child came to is on record: no attempt will find it otherwise.
+    (TaskUnfinished, FailureKind.PERMANENT),
+    (ContractError, FailureKind.CONTRACT),
+    (PublishRejected, FailureKind.CONTRACT),
+)
+
+
+class Handling:
+    """One run of a handler: from its argument to a verdict."""
+
+    def __init__(
+        self,
+        host: Host,
+        attempt: Attempt,
+        argument: Any,
+        as_type: ContentType,
+        ledger: Ledger,
+        *,
+        is_first: bool,
+    ) -> None:
+        self.host = host
+        self.attempt = attempt
+        self.as_type = as_type
+        self._argument = argument
+        self._ledger = ledger
+        self._is_first = is_first
+        self._capability = attempt.capability
+
+    @property
+    def has_compensations(self) -> bool:
+        """Whether the run registered anything to be undone."""
+        return isinstance(self.attempt.context, DurableContext) and bool(self.attempt.context.compensations)
+
+    async def run(self, closing: Closing | None) -> Verdict:
+        """Run the handler, or what follows its last word where that is on record."""
+        attempt, capability = self.attempt, self._capability
+        context = attempt.context = self._context(is_unwinding=False)
+        attempt.started_at = time.time()
+        verdict: Verdict
+        try:
+            async with self._scope() as attempt.scope:
+                if isinstance(context, BlockingContext):
+                    verdict = self._answered(await _in_thread(capability, self._argument, context))
+                elif isinstance(context, DurableContext):
+                    verdict = await self._durably(context, closing)
+                else:
+                    verdict = self._answered(await capability.call(self._argument, context))
+        except Exception as error:  # noqa: BLE001  # the one place where a handler's errors become values
+            verdict = self._failed(error)
+        finally:
+            await self._close()
+        # A handler may have swallowed its cancellation and returned something: it is not its answer.
+        if self._is_parked():
+            assert attempt.flow is not None, "only a flow parks"
+            return Park(attempt.flow.parked_waits)
+        return verdict
+
+    async def undo(self, outcome: Outcome) -> Verdict:
+        """Go through what is on record once more, undo it, and end with `outcome`."""
+        attempt = self.attempt
+        await self._close()
+        attempt.is_unwinding = True
+        context = attempt.context = self._context(is_unwinding=True)
+        assert isinstance(context, DurableContext), "only what is on record is undone"
+        attempt.started_at = attempt.started_at or time.time()
+        try:
+            async with self._scope() as attempt.scope:
+                with contextlib.suppress(Unwinding, Exception, BaseExceptionGroup):
+                    await self._capability.call(self._argument, context)
+                await context.undo()
+        except Exception as error:  # a compensation's errors become values, too
+            failure = failed(FailureKind.TRANSIENT, error)
+            log.warning("%s: undoing failed: %s", attempt.identity, failure.message, exc_info=error)
+            used, limit = self._ledger.used + 1, UNDO_SHARE * self._capability.limits.attempts
+            if used < limit:
+                return Retry(failure, wait_s(self._capability.limits.wait, used))
+            told = outcome.failure or failure
+            message = f"{told.message}; and not all of it is undone: {failure.message}"
+            told = msgspec.structs.replace(told, message=message)
+            outcome = msgspec.structs.replace(outcome, status=Status.FAILED, failure=told)
+        finally:
+            await self._close()
+        return answer(self.host, attempt, outcome=outcome)
+
+    async def _durably(self, context: DurableContext, closing: Closing | None) -> Verdict:
+        capability, payload = self._capability, self.attempt.delivery.payload
+        if closing is None:
+            ended = await capability.call(self._argument, context)
+            value = value_to_close(capability, ended, context)
+            verdict = self._encoded(value)
+            if isinstance(ended, (Handoff, Escalate)) or verdict.outcome.failure is None:
+                closing = closing_of(capability, ended, context, verdict.outcome, payload)
+            if closing is None:
+                return verdict
+            closing = await write_step(
+                self.host.bus, context.identity, CLOSING, closing, ttl_s=context.ttl_s(), as_type=self.as_type
+            )
+        context.has_records = True
+        outcome = await conclude(capability, closing, context, payload, hops_max=self.host.settings.hops_max)
+        return answer(self.host, self.attempt, outcome=outcome)
+
+    def _answered(self, value: Any) -> Answer:
+        return self._encoded(self._capability.output.encode(value, self.as_type))
+
+    def _encoded(self, value: bytes | None) -> Answer:
+        limit = self.host.settings.payload_bytes_max
+        if value is not None and len(value) > limit:
+            message = f"value of {len(value)} bytes exceeds {limit} bytes"
+            return answer(self.host, self.attempt, failure=Failure(kind=FailureKind.TOO_LARGE, message=message))
+        return answer(self.host, self.attempt, value=value)
+
+    def _failed(self, raised: Exception) -> Verdict:
+        """What an exception means for the task."""
+        attempt = self.attempt
+        error = _decisive(raised)
+        after_s: float | None = None
+        if attempt.scope is not None and attempt.scope.expired() and isinstance(raised, TimeoutError):
+            if attempt.is_cancelled:
+                return answer(self.host, attempt, status=Status.CANCELLED)
+            if self._is_past_deadline():
+                return answer(self.host, attempt, status=Status.EXPIRED)
+            message = f"no result within {self._capability.limits.timeout_s:g} s"
+            failure = Failure(kind=FailureKind.TRANSIENT, error="TimeoutError", message=message)
+        elif isinstance(error, Overloaded):
+            # Backpressure is no failure of the task: it comes again when there may be room.
+            return HandBack("overloaded", delay_s=error.retry_after_s, is_recorded=True)
+        elif (kind := next((kind for type_, kind in _KINDS if isinstance(error, type_)), None)) is not None:
+            return answer(self.host, attempt, failure=failed(kind, error))
+        else:
+            failure = failed(FailureKind.TRANSIENT, error)
+            after_s = error.after_s if isinstance(error, Transient) else None
+        if not self._is_parked():
+            log.warning(
+                "%s attempt %d failed: %s: %s", attempt.identity, attempt.number, failure.error, failure.message,
+                exc_info=None if isinstance(error, (Transient, TimeoutError)) else raised,
+            )  # fmt: skip
+        return self._after_failure(failure, after_s)
+
+    def _after_failure(self, failure: Failure, after_s: float | None) -> Verdict:
+        attempt = self.attempt
+        used, limits = self._ledger.used + 1, self._capability.limits
+        if used >= limits.attempts:
+            last = msgspec.structs.replace(failure, kind=FailureKind.EXHAUSTED, attempts=used)
+            return answer(self.host, attempt, failure=last)
+        pause_s = wait_s(limits.wait, used) if after_s is None else max(0.0, after_s)
+        deadline = attempt.task.deadline
+        if deadline is not None and time.time() + pause_s >= deadline:
+            return answer(self.host, attempt, status=Status.EXPIRED, failure=failure)
+        return Retry(failure, pause_s)
+
+    # The run's context and its time.
+
+    def _context(self, *, is_unwinding: bool) -> Context | BlockingContext:
+        host, attempt, capability = self.host, self.attempt, self._capability
+        part_type = {names.CONTENT_TYPE: self.as_type} if self.as_type != wire.JSON else {}
+        part_subject = host.bus.subjects.part(attempt.identity)
+
+        async def emit_part(number: int, sequence: int, encoded: bytes) -> None:
+            # Parts are not stored: while the connection is gone they are lost, and the listener is told.
+            with contextlib.suppress(BusUnavailable):
+                found = {names.PART: f"{number}.{sequence}", **part_type}
+                await host.bus.publish(part_subject, encoded, headers=found)
+
+        common: dict[str, Any] = {
+            "attempt": attempt.number,
+            "content_type": self.as_type,
+            "traceparent": attempt.delivery.headers.get(names.TRACEPARENT, ""),
+            "me": attempt.me,
+            "emit_part": emit_part,
+        }
+        if not capability.is_async:
+            return BlockingContext(attempt.identity, attempt.task, **common)
+        if not capability.has_context and not capability.ladder and not capability.verified_by:
+            return Context(attempt.identity, attempt.task, **common)
+        attempt.flow = Flow(
+            attempt.slot,
+            timeout_s=capability.limits.timeout_s,
+            deadline_at=None if is_unwinding else self._deadline_at(),
+            hot_s=host.settings.hot_wait_s,
+            on_waiting=self._on_waiting,
+        )
+        return DurableContext(
+            attempt.identity,
+            attempt.task,
+            services=host.services,
+            flow=attempt.flow,
+            is_first=self._is_first,
+            keep_until=attempt.keep_until(host.settings),
+            payload=attempt.delivery.payload,
+            is_unwinding=is_unwinding,
+            **common,
+        )
+
+    def _scope(self) -> asyncio.Timeout:
+        if self.attempt.flow is not None:
+            return self.attempt.flow.timeout()
+        ends_at = asyncio.get_running_loop().time() + self._capability.limits.timeout_s
+        deadline_at = self._deadline_at()
+        return asyncio.timeout_at(ends_at if deadline_at is None else min(ends_at, deadline_at))
+
+    def _deadline_at(self) -> float | None:
+        deadline = self.attempt.task.deadline
+        return None if deadline is None else asyncio.get_running_loop().time() + deadline - time.time()
+
+    def _is_past_deadline(self) -> bool:
+        deadline = self.attempt.task.deadline
+        return deadline is not None and time.time() >= deadline - 0.001
+
+    def _is_parked(self) -> bool:
+        attempt = self.attempt
+        is_parking = attempt.flow is not None and attempt.flow.is_parking and not attempt.is_cancelled
+        return is_parking and attempt.scope is not None and attempt.scope.expired()
+
+    def _on_waiting(self, is_waiting: bool) -> None:
+        attempt = self.attempt
+        for_s = HOLD_S if is_waiting else self._capability.limits.timeout_s + TIMEOUT_SLACK_S
+        self.host.heartbeat.change(attempt.row, attempt.delivery, for_s=for_s)
+        self.host.waits(attempt, is_waiting)
+
+    async def _close(self) -> None:
+        if isinstance(self.attempt.context, DurableContext):
+            await self.attempt.context.close()
+            self.host.waits(self.attempt, False)
+
+
+def answer(
+    host: Host,
+    attempt: Attempt,
+    *,
+    value: bytes | None = None,
+    status: Status | None = None,
+    failure: Failure | None = None,
+    outcome: Outcome | None = None,
+) -> Answer:
+    """The verdict that ends the task: with a value, a failure or a status, or with an outcome decided elsewhere."""
+    now = time.time()
+    context, decided = attempt.context, attempt.capability.decided_by
+    started_at = attempt.started_at or now
+    if context is not None and context.decided_by is not None:
+        decided = msgspec.structs.replace(context.decided_by, agent=decided.agent, version=decided.version)
+    if failure is not None and not failure.attempts:
+        failure = msgspec.structs.replace(failure, attempts=attempt.number)
+    if outcome is None:
+        outcome = Outcome(
+            status=status or (Status.FAILED if failure is not None else Status.DONE),
+            value=msgspec.Raw(value) if value is not None else msgspec.UNSET,
+            failure=failure,
+            # What an attempt meant to send is part of its success: a failed one sends nothing.
+            sends=tuple(context.sends) if context is not None and failure is None and status is None else (),
+            decided_by=decided,
+            confidence=context.confidence if context is not None else None,
+            reason=context.reason if context is not None else "",
+            spent=context.spent_total if context is not None else None,
+        )
+    elif context is not None and context.spent_total is not None and outcome.spent is None:
+        outcome = msgspec.structs.replace(outcome, spent=context.spent_total)
+    return Answer(
+        msgspec.structs.replace(
+            outcome,
+            digest=attempt.task.digest or digest(attempt.delivery.payload),
+            peer=host.peer,
+            attempt=attempt.number,
+            parts=context.parts_emitted if context is not None else 0,
+            queue_s=max(0.0, started_at - attempt.delivery.stored_at),
+            run_s=now - attempt.started_at if attempt.started_at else 0.0,
+        )
+    )
+
+
+def failed(kind: FailureKind, error: Exception) -> Failure:
+    """An exception as data."""
+    path = error.path if isinstance(error, ContractError) else ""
+    return Failure(kind=kind, error=type(error).__name__, message=str(error)[:2_000] or type(error).__name__, path=path)
+
+
+def _decisive(error: Exception) -> Exception:
+    """The error that decides, of those a group holds: one that no attempt can mend before any other."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    leaves = [_decisive(inner) for inner in error.exceptions]
+    final = tuple(type_ for type_, _ in _KINDS)
+    return next((leaf for leaf in leaves if isinstance(leaf, final) and not isinstance(leaf, Overloaded)), leaves[0])
+
+
+async def _in_thread(capability: Capability[Any, Any, Any], argument: Any, context: BlockingContext) -> Any:
+    """Run a plain handler in a thread of its own, which ends with the process if it never returns."""
+    loop = context.loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+    ended = context.thread_ended = loop.create_future()
+
+    def settle(value: Any, error: Exception | None) -> None:
+        ended.set_result(None)
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(value)
+
+    def work() -> None:
+        value, failed = None, None
+        try:
+            value = variables.run(capability.call, argument, context)
+        except Exception as error:  # noqa: BLE001  # handed over to the loop, where it is judged
+            failed = error
+        except BaseException as error:  # noqa: BLE001  # SystemExit in a thread ends the attempt, not the peer
+            failed = RuntimeError(f"the handler raised {type(error).__name__}")
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the value is dropped
+            loop.call_soon_threadsafe(settle, value, failed)
+
+    variables = contextvars.copy_context()
+    threading.Thread(target=work, name=f"mesh-{capability.name}", daemon=True).start()
+    try:
+        return await done
+    finally:
+        context.is_abandoned = not ended.done()

@@ -1,0 +1,211 @@
+"""What a handler knows of its task, and what every handler can do besides returning."""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from contracts.errors import ContractError
+from contracts.outcome import DecidedBy, Send, Spent
+from contracts.subjects import SESSION, Identity, check_capability, check_key, child_id
+from contracts.task import Budget, Sender, Task
+from contracts.wire import ContentType
+from mesh import payload as payloads
+from mesh.digest import digest
+
+PARTS_KEPT = 1_000
+SENDS_MAX = 1_000
+CARRY_BYTES_MAX = 64_000
+
+EmitPart = Callable[[int, int, bytes], Coroutine[Any, Any, None]]
+"""Publishes a part: attempt, sequence, encoded value."""
+
+
+class TaskContext:
+    """What both kinds of context share."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        task: Task | None = None,
+        *,
+        attempt: int = 1,
+        content_type: ContentType = "application/json",
+        traceparent: str = "",
+        timeout_at: float | None = None,
+        me: Sender | None = None,
+        emit_part: EmitPart | None = None,
+    ) -> None:
+        self.identity = identity
+        self.task = task or Task()
+        self.attempt = attempt
+        self.traceparent = traceparent
+        self.timeout_at = timeout_at
+        self.parts_emitted = 0
+        self.sends: list[Send] = []
+        self._asked: Counter[str] = Counter()
+        self.spent_total: Spent | None = None
+        self.decided_by: DecidedBy | None = None
+        self.confidence: float | None = None
+        self.reason = ""
+        self.content_type = content_type
+        self._me = me
+        self._emit_part = emit_part
+
+    # What the task is.
+
+    @cached_property
+    def log(self) -> "logging.LoggerAdapter[logging.Logger]":
+        """A logger that names the task and the attempt."""
+        return logging.LoggerAdapter(
+            logging.getLogger(f"mesh.handler.{self.capability}"), {"task": str(self.identity), "attempt": self.attempt}
+        )
+
+    @cached_property
+    def parts(self) -> deque[tuple[int, Any]]:
+        """The last parts this attempt streamed, each with its sequence."""
+        return deque(maxlen=PARTS_KEPT)
+
+    @property
+    def id(self) -> str:
+        return self.identity.id
+
+    @property
+    def capability(self) -> str:
+        return self.identity.capability
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt of this task, and for no other task: hand it to what you call outside."""
+        return str(self.identity)
+
+    @property
+    def deadline(self) -> float | None:
+        """Unix time at which the task expires, or None."""
+        return self.task.deadline
+
+    @property
+    def sender(self) -> Sender | None:
+        return self.task.sender
+
+    @property
+    def conversation(self) -> str:
+        return self.task.conversation
+
+    @property
+    def budget(self) -> Budget | None:
+        return self.task.budget
+
+    @property
+    def carry(self) -> Any:
+        """What a handoff handed along, as JSON-like builtins; None where nothing was."""
+        return self.task.carry
+
+    # What the handler can do.
+
+    def send(
+        self,
+        capability: Any,
+        payload: Any = None,
+        *,
+        name: str | None = None,
+        deadline_s: float | None = None,
+        reason: str = "",
+        confidence: float | None = None,
+    ) -> str:
+        """Ask for another task, to be published with this task's outcome or not at all. Returns its id.
+
+        Nothing is sent now: the child is part of the result record, so it starts if and only if this task is
+        done, once. `capability` is a capability or its name. The id is made from what is asked, so that
+        another attempt sends the same children; `name` fixes it instead. `deadline_s` is counted from now;
+        without it the child inherits this task's deadline.
+
+        Raises:
+            ContractError: the payload cannot travel, or the name is illegal.
+        """
+        target = check_capability(getattr(capability, "name", capability))
+        if len(self.sends) >= SENDS_MAX:
+            raise ContractError(f"a task sends at most {SENDS_MAX} others")
+        encoded = payloads.encode(payload, self.content_type)
+        token = check_key(name) if name is not None else self._token(target, encoded, "")
+        child = child_id(self.id, token)
+        if any(send.capability == target and send.id == child for send in self.sends):
+            raise ContractError(f"{target}/{child} is sent already: give each send its own name")
+        deadline = self.deadline if deadline_s is None else time.time() + deadline_s
+        self.sends.append(self._child(target, child, encoded, deadline=deadline, reason=reason, confidence=confidence))
+        return child
+
+    def spent(self, *, tokens_in: int = 0, tokens_out: int = 0, usd: float = 0.0) -> None:
+        """Report what this attempt used up; reports add up, and stand in the result record."""
+        more = Spent(tokens_in=tokens_in, tokens_out=tokens_out, usd=usd)
+        self.spent_total = more if self.spent_total is None else self.spent_total + more
+
+    def explain(
+        self,
+        *,
+        confidence: float | None = None,
+        reason: str = "",
+        model: str = "",
+        model_digest: str = "",
+        prompt_digest: str = "",
+    ) -> None:
+        """Say how sure the answer is, why, and what produced it; recorded with the outcome. The last call counts.
+
+        Raises:
+            ContractError: the confidence is outside 0 to 1.
+        """
+        if confidence is not None and not 0 <= confidence <= 1:
+            raise ContractError(f"confidence of {confidence:g} is outside 0 to 1")
+        self.confidence, self.reason = confidence, reason
+        self.decided_by = DecidedBy(model=model, model_digest=model_digest, prompt_digest=prompt_digest)
+
+    # How children are named.
+
+    def _token(self, capability: str, encoded: bytes, kind: str) -> str:
+        # Sends and calls are counted apart: which of the two comes first may change from run to run.
+        return self._numbered(f"{capability}-{digest(encoded)[:12]}-{kind}")
+
+    def _numbered(self, base: str) -> str:
+        number = self._asked[base]
+        self._asked[base] += 1
+        return f"{base}{number}"
+
+    def _child(
+        self,
+        capability: str,
+        child: str,
+        encoded: bytes,
+        *,
+        deadline: float | None,
+        reason: str,
+        confidence: float | None,
+        **more: Any,
+    ) -> Send:
+        task = Task(
+            digest=digest(encoded),
+            deadline=deadline,
+            sender=self._me,
+            lineage=self._child_lineage(),
+            conversation=self.conversation,
+            reason=reason,
+            confidence=confidence,
+            **{"budget": self.budget, "keep_until": self.task.keep_until, **more},
+        )
+        return Send(
+            capability=capability, id=child, payload=msgspec.Raw(encoded), task=task, traceparent=self.traceparent
+        )
+
+    def _child_lineage(self) -> tuple[str, ...]:
+        depth = self.id.count(".")
+        ancestors = self.task.lineage if len(self.task.lineage) == depth else (SESSION,) * depth
+        return (*ancestors, self.capability)
+
+    def _next_part(self, part: Any) -> tuple[int, bytes]:
+        encoded = payloads.encode(part, self.content_type)
+        number, self.parts_emitted = self.parts_emitted, self.parts_emitted + 1
+        self.parts.append((number, part))
+        return number, encoded

@@ -1,0 +1,1 @@
+"""How a task waits: durable verbs on the mesh, parking, ladders, and the inbox of people."""

@@ -1,0 +1,304 @@
+"""The verbs on the mesh: children over their records, steps over theirs, waits over the flow.
+
+Nothing is read before it is asked for, and nothing at all on a task's first run: its guarded submission says that
+no record of it can exist. On a replay a verb looks for its own record by subject, pipelined where many are asked for
+at once (agents hold no rights to read a stream at large).
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from contracts.errors import ContractError
+from contracts.outcome import Send
+from contracts.workflow import Signal, Step
+from mesh.bus.commit import read_outcome, stored_type
+from mesh.bus.connection import Bus
+from mesh.bus.echoes import Echoes
+from mesh.bus.records import Stored, read_many
+from mesh.bus.steps import read_step, signal_name, write_step
+from mesh.bus.submit import Submitter
+from mesh.context import Context
+from mesh.digest import digest
+from mesh.endings import HUMAN
+from mesh.errors import (
+    BusUnavailable,
+    IdempotencyConflict,
+    NobodyAnswered,
+    NonDeterminism,
+    Overloaded,
+    PublishUnconfirmed,
+)
+from mesh.fibers import serving
+from mesh.settings import Settings
+from mesh.verbs import Answered, Asked
+from mesh.workflow.flow import Flow
+from mesh.workflow.inbox import Inbox
+from mesh.workflow.parking import Wait
+
+SUBMIT_WITHIN_S = 30.0
+LOOK_EVERY_S = 0.5
+SAGA = "~~saga"
+"""The step that says that a task has something to undo."""
+
+
+class Unwinding(BaseException):
+    """Ends a run that only goes as far as the records do, to undo what they tell.
+
+    It is no `Exception`, so that a handler's own clean-up takes it for no failure of a step.
+    """
+
+
+@dataclass(slots=True)
+class Services:
+    """What the verbs of one peer share."""
+
+    bus: Bus
+    settings: Settings
+    peer: str
+    submitter: Submitter = field(init=False)
+    echoes: Echoes = field(init=False)
+    inbox: Inbox = field(init=False)
+    fibers: asyncio.TaskGroup = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.submitter = Submitter(self.bus)
+        self.echoes = Echoes(self.bus)
+        self.inbox = Inbox(self.bus, most=self.settings.inbox_max)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Serve until left."""
+        async with self.echoes.open(), serving() as self.fibers:
+            yield
+
+
+class DurableContext(Context):
+    """The context of an attempt on the mesh. `is_first` promises that nothing of the task is on record."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        services: Services,
+        flow: Flow,
+        is_first: bool,
+        keep_until: float,
+        payload: bytes,
+        is_unwinding: bool = False,
+        **more: Any,
+    ) -> None:
+        super().__init__(*arguments, **more)
+        self.keep_until = keep_until
+        self.has_records = False
+        """Whether this run made or found a record of the task."""
+        self._services = services
+        self._bus = services.bus
+        self._flow = flow
+        self._is_first = is_first
+        self._is_unwinding = is_unwinding
+        self._payload = payload
+        self._has_saga = False
+        self._hearing: AsyncExitStack | None = None
+        self._hearing_begins = asyncio.Lock()
+        self.fibers = services.fibers
+
+    async def close(self) -> None:
+        """Hear no more of children."""
+        self._flow.close()
+        if self._hearing is not None:
+            await self._hearing.aclose()
+
+    def ttl_s(self) -> float:
+        """How long a record made now is kept."""
+        return max(1.0, self.keep_until - time.time())
+
+    # The primitives of the verbs.
+
+    async def _ask(self, asked: Asked[Any]) -> Answered:
+        self.has_records = True
+        if not self._is_first:
+            (stored,) = await read_many(self._bus, [self._bus.subjects.result(asked.identity)])
+            if stored is not None:
+                return self._found(asked, stored)
+        if self._is_unwinding:
+            raise Unwinding
+        await self._declare_saga()
+        await self._hear_children()
+        expected = self._services.echoes.expect(asked.identity, is_new=True)
+        is_long = asked.identity.capability == HUMAN
+        wait = Wait((self._bus.subjects.result(asked.identity),), is_long=is_long)
+        async with self._flow.waiting(wait):
+            existing = await self._submit(asked)
+            if existing is not None and self._is_result(existing):
+                stored = existing
+            else:
+                stored = await self._services.echoes.wait(expected)
+        return self._found(asked, stored)
+
+    async def _ask_many(self, asked: list[Asked[Any]]) -> list[Answered | None]:
+        if self._is_first:
+            return [None] * len(asked)
+        found = await read_many(self._bus, [self._bus.subjects.result(one.identity) for one in asked])
+        return [None if stored is None else self._found(one, stored) for one, stored in zip(asked, found, strict=True)]
+
+    async def _once(self, name: str, run: Callable[[], Coroutine[Any, Any, Step]]) -> Step:
+        self.has_records = True
+        if not self._is_first:
+            step = await read_step(self._bus, self.identity, name, Step)
+            if step is not None:
+                return step
+        if self._is_unwinding and not name.startswith("~~undo-"):
+            raise Unwinding
+        await self._declare_saga()
+        async with self._flow.working():
+            step = await run()
+            limit = self._services.settings.payload_bytes_max
+            if step.value is not msgspec.UNSET and len(bytes(step.value)) > limit:
+                raise ContractError(f"value of {len(bytes(step.value))} bytes of step {name!r} exceeds {limit} bytes")
+            step = msgspec.structs.replace(step, peer=self._services.peer)
+            return await write_step(self._bus, self.identity, name, step, ttl_s=self.ttl_s())
+
+    async def _until(self, due: float) -> None:
+        wait_s = due - time.time()
+        if wait_s <= 0:
+            return
+        if self._is_unwinding:
+            raise Unwinding
+        self._check_kept(due)
+        is_long = wait_s > self._services.settings.hot_wait_s
+        async with self._flow.waiting(Wait(due=due, is_long=is_long)):
+            await asyncio.sleep(wait_s)
+
+    async def _signalled(self, name: str, within_s: float | None) -> bytes:
+        self.has_records = True
+        record = signal_name(name)
+        due = None if within_s is None else await self._due(f"~~patience-{name}", within_s)
+        if due is not None:
+            self._check_kept(due)
+        # Also on the first run: a signal may be there before its task asks for it.
+        signal = await read_step(self._bus, self.identity, record, Signal)
+        if signal is None and self._is_unwinding:
+            raise Unwinding
+        if signal is None:
+            wait = Wait((self._bus.subjects.step(self.identity, record),), due, is_long=True)
+            async with self._flow.waiting(wait):
+                signal = await self._await_signal(record, due)
+        if signal.is_late:
+            raise NobodyAnswered(f"nobody signalled {name!r} to {self.identity} within {within_s:g} s")
+        return bytes(signal.value)
+
+    async def _await_signal(self, record: str, due: float | None) -> Signal:
+        while True:
+            signal = await read_step(self._bus, self.identity, record, Signal)
+            if signal is not None:
+                return signal
+            if due is not None and time.time() >= due:
+                late = Signal(is_late=True, at=time.time())
+                return await write_step(self._bus, self.identity, record, late, ttl_s=self.ttl_s())
+            await asyncio.sleep(LOOK_EVERY_S if due is None else max(0.0, min(LOOK_EVERY_S, due - time.time())))
+
+    async def _admit_to_inbox(self, asked: Asked[Any]) -> None:
+        if not self._is_first:
+            found = await read_many(self._bus, [self._bus.subjects.result(asked.identity)])
+            if found[0] is not None:
+                return
+        await self._services.inbox.admit(asked.identity)
+
+    def _is_new_task(self) -> bool:
+        return self._is_first
+
+    def _subject(self) -> Any:
+        try:
+            return msgspec.json.decode(self._payload) if self.content_type == "application/json" else None
+        except msgspec.DecodeError:
+            return None
+
+    def _child(self, *arguments: Any, **more: Any) -> Send:
+        # What a workflow asks for is kept as long as the workflow; what a plain task sends on has its own time.
+        if more.get("is_awaited") or self.has_records:
+            more["keep_until"] = self.keep_until
+        return super()._child(*arguments, **more)
+
+    # Children.
+
+    async def _submit(self, asked: Asked[Any]) -> Stored | None:
+        send = asked.send
+        limit = self._services.settings.payload_bytes_max
+        if len(bytes(send.payload)) > limit:
+            raise ContractError(f"payload of {len(bytes(send.payload))} bytes exceeds {limit} bytes")
+        while True:
+            try:
+                receipt = await self._services.submitter.submit(
+                    asked.identity,
+                    bytes(send.payload),
+                    send.task,
+                    as_type=self.content_type,
+                    traceparent=send.traceparent,
+                    give_up_at=time.time() + SUBMIT_WITHIN_S,
+                    is_only=asked.is_named,
+                )
+                return receipt.existing
+            except Overloaded as full:
+                await asyncio.sleep(full.retry_after_s)
+            except (BusUnavailable, PublishUnconfirmed):
+                # Its heartbeat stops with its connection; whoever takes the task over finds what is stored.
+                await self._bus.until_connected()
+            except IdempotencyConflict as conflict:
+                raise self._changed(asked, str(conflict)) from conflict
+
+    def _found(self, asked: Asked[Any], stored: Stored) -> Answered:
+        outcome = read_outcome(stored)
+        if asked.is_named and outcome.digest and outcome.digest != asked.send.task.digest:
+            raise self._changed(asked, f"asked then with payload digest {outcome.digest}")
+        return Answered(outcome, stored_type(stored))
+
+    def _changed(self, asked: Asked[Any], then: str) -> NonDeterminism:
+        now = bytes(asked.send.payload)[:200].decode("utf-8", "replace")
+        return NonDeterminism(
+            f"child {asked.identity} is fixed by its name and asked for with something else: {then};"
+            f" now {asked.identity.capability} with digest {digest(bytes(asked.send.payload))}: {now}"
+        )
+
+    def _is_result(self, stored: Stored) -> bool:
+        return stored.subject.startswith(self._bus.subjects.results_of("").rstrip(".>"))
+
+    async def _hear_children(self) -> None:
+        if self._hearing is not None:
+            return
+        async with self._hearing_begins:
+            if self._hearing is None:
+                hearing = AsyncExitStack()
+                await hearing.enter_async_context(self._services.echoes.below(self.id))
+                self._hearing = hearing
+
+    # Undoing.
+
+    async def _declare_saga(self) -> None:
+        """Put on record that something is to be undone, before it can come to be."""
+        if self.compensations and not self._has_saga:
+            self._has_saga = True
+            await write_step(self._bus, self.identity, SAGA, Step(), ttl_s=self.ttl_s())
+
+    async def undo(self) -> None:
+        """Run the compensations that this run registered, last one first; those on record not again.
+
+        Raises:
+            Exception: what a compensation raises; the ones before it are not undone yet.
+        """
+        for compensation in reversed(self.compensations):
+            step = await self._once(compensation.name, compensation.undo)
+            if step.failure is not None:
+                name = compensation.name.removeprefix("~~undo-")
+                raise ContractError(f"compensation {name} cannot be done: {step.failure.message}")
+
+    def _check_kept(self, due: float) -> None:
+        if due > self.keep_until:
+            raise ContractError(
+                f"a wait until {due:.0f} outlasts the records of {self.identity}, which are kept until"
+                f" {self.keep_until:.0f}: MESH_WORKFLOW_TTL_S is {self._services.settings.workflow_ttl_s:g} s"
+            )

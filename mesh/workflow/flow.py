@@ -1,0 +1,194 @@
+"""One run of a handler between its waits: who holds a slot, what counts for the timeout, when it parks.
+
+Rules.
+- A run holds its slot while none of its verbs waits, and while one of its steps runs. So a parent never keeps its
+  children from running, however its branches are woven; what a branch computes beside another's wait counts
+  against no slot.
+- The timeout counts the time in which the slot is held.
+- A run parks when every verb in flight has waited `hot_s` without one of them ending, at once when all of them are
+  long, and when the peer has too many that wait. A step in flight keeps it in memory.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from mesh.workflow.parking import Wait, parks_at
+from mesh.workflow.slots import Slot
+
+
+@dataclass(slots=True)
+class Clock:
+    """How much of its timeout an attempt has used, on the loop's clock."""
+
+    limit_s: float
+    used_s: float = 0.0
+    runs_since: float | None = None
+
+    def start(self, now: float) -> float:
+        """Let it run; when it will be used up."""
+        self.runs_since = now
+        return now + self.limit_s - self.used_s
+
+    def stop(self, now: float) -> None:
+        if self.runs_since is not None:
+            self.used_s += now - self.runs_since
+            self.runs_since = None
+
+
+class Flow:
+    """The waits of one run. `on_waiting` is told when it begins and ends to wait; it asks nothing."""
+
+    def __init__(
+        self,
+        slot: Slot,
+        *,
+        timeout_s: float,
+        deadline_at: float | None,
+        hot_s: float,
+        on_waiting: Callable[[bool], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._slot = slot
+        self._clock = Clock(timeout_s)
+        self._deadline_at = deadline_at
+        self._hot_s = hot_s
+        self._on_waiting = on_waiting
+        self._waits: dict[Wait, None] = {}
+        self._long = 0
+        self._busy = 0
+        self._turn = asyncio.Lock()
+        self._changed_at = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
+        self.scope: asyncio.Timeout | None = None
+        self.parked_waits: tuple[Wait, ...] = ()
+        self.is_parking = False
+
+    def timeout(self) -> asyncio.Timeout:
+        """The scope in which the handler runs."""
+        self.scope = asyncio.timeout_at(self._ends_at(self._clock.start(self._loop.time())))
+        return self.scope
+
+    @property
+    def is_past_deadline(self) -> bool:
+        return self._deadline_at is not None and self._loop.time() >= self._deadline_at
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it could be parked now."""
+        return bool(self._waits) and not self._busy and not self.is_parking
+
+    @asynccontextmanager
+    async def waiting(self, wait: Wait) -> AsyncIterator[None]:
+        """Hold no slot while the block waits; have it again after it, unless another verb waits still.
+
+        Raises:
+            CancelledError: the run is being parked.
+        """
+        self._check()
+        self._begin(wait)
+        try:
+            yield
+        except asyncio.CancelledError:
+            self._end(wait)
+            raise
+        except BaseException:
+            self._end(wait)
+            await self._settle()
+            raise
+        self._end(wait)
+        await self._settle()
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Hold the slot while the block runs."""
+        self._check()
+        self._busy += 1
+        try:
+            await self._settle()
+            yield
+        finally:
+            self._busy -= 1
+            self._changed()
+            self._release_if_waiting()
+
+    def park(self) -> None:
+        """Have the run end, to be taken up when one of its waits is over."""
+        if not self.is_waiting or self.scope is None or self.scope.expired():
+            return
+        self.parked_waits = tuple(self._waits)
+        self.is_parking = True
+        self.scope.reschedule(self._loop.time())
+
+    def close(self) -> None:
+        """Forget the alarm; the run is over."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _check(self) -> None:
+        if self.is_parking:
+            raise asyncio.CancelledError("the task is being parked")
+
+    def _begin(self, wait: Wait) -> None:
+        self._waits[wait] = None
+        self._long += wait.is_long
+        self._changed()
+        self._release_if_waiting()
+
+    def _end(self, wait: Wait) -> None:
+        del self._waits[wait]
+        self._long -= wait.is_long
+        self._changed()
+
+    def _release_if_waiting(self) -> None:
+        if self._waits and not self._busy and self._slot.is_held:
+            self._clock.stop(self._loop.time())
+            self._reschedule(None)
+            self._slot.give()
+            self._on_waiting(True)
+
+    async def _settle(self) -> None:
+        """Have the slot, if it is to be held now."""
+        if self._waits and not self._busy:
+            return
+        async with self._turn:
+            if self._slot.is_held:
+                return
+            self._on_waiting(False)
+            await self._slot.take()
+            self._reschedule(self._clock.start(self._loop.time()))
+        # While it stood in line, another branch may have begun to wait.
+        self._release_if_waiting()
+
+    def _reschedule(self, runs_out_at: float | None) -> None:
+        if self.scope is not None and not self.scope.expired() and not self.is_parking:
+            self.scope.reschedule(self._ends_at(runs_out_at))
+
+    def _ends_at(self, runs_out_at: float | None) -> float | None:
+        ends = [at for at in (runs_out_at, self._deadline_at) if at is not None]
+        return min(ends, default=None)
+
+    def _changed(self) -> None:
+        self._changed_at = self._loop.time()
+        at = self._parks_at()
+        if at is not None and (self._alarm is None or self._alarm.when() > at):
+            self.close()
+            self._alarm = self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        # Every change would move the alarm; it is looked at when it rings instead.
+        self._alarm = None
+        at = self._parks_at()
+        if at is None:
+            return
+        if at <= self._loop.time():
+            self.park()
+        else:
+            self._alarm = self._loop.call_at(at, self._ring)
+
+    def _parks_at(self) -> float | None:
+        return parks_at(
+            self._waits, long_waits=self._long, is_busy=self._busy > 0, changed_at=self._changed_at, hot_s=self._hot_s
+        )

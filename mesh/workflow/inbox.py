@@ -1,0 +1,53 @@
+"""What waits for people: how much of it, and whether there is room for more."""
+
+import time
+from typing import Final
+
+from contracts.subjects import Identity
+from mesh.bus import topology
+from mesh.bus.connection import Bus
+from mesh.endings import HUMAN
+from mesh.errors import Overloaded
+
+COUNT_KEPT_S: Final = 1.0
+RETRY_AFTER_S: Final = 30.0
+
+
+class Inbox:
+    """The proposals that wait, as a peer that is about to make another one sees them."""
+
+    def __init__(self, bus: Bus, *, most: int) -> None:
+        self._bus = bus
+        self._most = most
+        self._waiting = 0
+        self._counted_at = 0.0
+
+    async def admit(self, task: Identity) -> None:
+        """Make room for one more, which is about to be submitted.
+
+        Raises:
+            Overloaded: as many wait as people are to be shown.
+        """
+        now = time.monotonic()
+        if now - self._counted_at > COUNT_KEPT_S:
+            waiting = await unanswered(self._bus)
+            self._waiting, self._counted_at = len(waiting), now
+            if task in waiting:
+                return
+        if self._waiting >= self._most:
+            raise Overloaded(
+                f"{self._waiting} proposals wait for people, the inbox holds {self._most} (MESH_INBOX_MAX)",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._waiting += 1
+
+
+async def unanswered(bus: Bus) -> set[Identity]:
+    """Proposals that are queued or parked and have no result, of at most 100,000 kept ones."""
+    subjects = bus.subjects
+    found: dict[str, set[Identity]] = {}
+    for filter_subject in (subjects.tasks_of(HUMAN), subjects.parks_of(HUMAN), subjects.results_of(HUMAN)):
+        standing = await topology.queued(bus, filter_subject)
+        found[filter_subject] = {subjects.parse(subject).identity for subject in standing}
+    queued, parked, answered = found.values()
+    return (queued | parked) - answered
