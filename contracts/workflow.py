@@ -16,7 +16,7 @@ class Step(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     value: Annotated[msgspec.Raw | msgspec.UnsetType, Meta(description="What it returned.")] = msgspec.UNSET
     failure: Annotated[Failure | None, Meta(description="Why it failed for good.")] = None
-    digest: Annotated[str, Meta(description="Digest of what was asked, where the mesh names the step.")] = ""
+    digest: Annotated[str, Meta(description="Digest of its arguments; empty where there were none.")] = ""
     spent: Annotated[Spent | None, Meta(description="What it used up.")] = None
     peer: Annotated[str, Meta(description="Id of the peer that recorded it.")] = ""
     attempt: Annotated[int, Meta(description="Number of the attempt that recorded it.")] = 1

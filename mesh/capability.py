@@ -91,7 +91,9 @@ class Capability(Reference[I, O], Generic[I, O, Called]):
         super().__init__(name, takes=taken, returns=signature.shape("return type", signature.returns))
         self.ladder = ladder
         self.verified_by = verified_by
-        self.has_context = signature.context is not None
+        self.is_durable = self.is_async and (signature.context is not None or signature.hands_over)
+        self.is_durable |= ladder is not None or verified_by is not None
+        """Whether its tasks may wait for others, and so have records of their own."""
         if not self.is_async and (ladder or verified_by):
             raise SetupError(f"{signature.where} is a plain function: a ladder and verifiers need an async one")
         self.call: Callable[[Any, Context | BlockingContext], Any] = signature.caller(handler)
@@ -138,6 +140,7 @@ class _Signature:
     payload_type: Any
     context: str | None
     returns: Any
+    hands_over: bool
     has_dependencies: bool
 
     @classmethod
@@ -178,9 +181,10 @@ class _Signature:
         if "return" not in hints:
             raise SetupError(f"{where}: annotate what it returns, types come from annotations")
         returns = _without_endings(hints["return"])
-        if returns is not hints["return"] and not is_async:
+        hands_over = returns is not hints["return"]
+        if hands_over and not is_async:
             raise SetupError(f"{where} is a plain function: handing a task over needs an async one")
-        return cls(where, payload, payload_type, context, returns, has_dependencies)
+        return cls(where, payload, payload_type, context, returns, hands_over, has_dependencies)
 
     def shape(self, what: str, annotation: Any) -> Shape[Any]:
         try:

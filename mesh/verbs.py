@@ -7,9 +7,9 @@ done and goes on from there. Rules:
   this run. So concurrent branches, and a model that asks for its tools in another order, replay alike, and
   something new that is asked is a new child. `name=` fixes the id instead; asking something else under it later is
   `NonDeterminism`.
-- A step has a name, once in a run. Its value is recorded when it returns; a failure is recorded if it is
-  `Permanent`, anything else is tried again by the next attempt. A crash between an effect and its record runs the
-  step again: hand its idempotency key to what you call.
+- A step has a name, once in a run; other arguments under it later are `NonDeterminism`. Its value is recorded when
+  it returns; a failure is recorded if it is `Permanent`, anything else is tried again by the next attempt. A crash
+  between an effect and its record runs the step again: hand its idempotency key to what you call.
 - Code between verbs runs again on every replay, so it must come to the same verbs from the same answers: clocks,
   dice and anything read from outside belong into steps.
 - A task that waits holds no slot. One that waits long is parked: its run is cancelled, and another one starts when
@@ -40,7 +40,7 @@ from contracts.workflow import Answer, AtDeadline, Proposal, Step, Verdict
 from mesh import payload as payloads
 from mesh.digest import digest
 from mesh.endings import HUMAN, Decision
-from mesh.errors import DeadlineExceeded, DuplicateStep, MeshError, Permanent
+from mesh.errors import DeadlineExceeded, DuplicateStep, MeshError, NonDeterminism, Permanent
 from mesh.payload import ANYTHING, Shape, shape_of
 from mesh.reference import Reference
 from mesh.results import Mapped, value_of
@@ -357,12 +357,14 @@ class Verbs(TaskContext):
 
         Raises:
             DuplicateStep: the name was used before in this run.
+            NonDeterminism: the step is on record with other arguments.
             ContractError: the name is illegal, or the value cannot travel or is too large.
             Exception: what `fn` raises. If that is `Permanent`, it is recorded, and every replay raises it.
         """
         self._use(check_step_name(name))
         shape = shape_of(returns) if returns is not None else _returned(fn)
         step = await self._once(name, partial(self._stepped, name, fn, args, shape))
+        self._check_arguments(name, step, args)
         return self._step_value(name, step, shape)
 
     async def version(self, name: str, newest: int = 1) -> int:
@@ -582,11 +584,20 @@ class Verbs(TaskContext):
         return Step(
             value=msgspec.UNSET if failure is not None else msgspec.Raw(shape.encode(value)),
             failure=failure,
+            digest=_digest_of(args),
             spent=running.spent,
             attempt=self.attempt,
             at=ended,
             run_s=ended - began,
         )
+
+    def _check_arguments(self, name: str, step: Step, args: tuple[Any, ...]) -> None:
+        now = _digest_of(args)
+        if step.digest and now and step.digest != now:
+            raise NonDeterminism(
+                f"step {name!r} of {self.identity} is on record with other arguments: then digest {step.digest},"
+                f" now {now}: {repr(args)[:200]}"
+            )
 
     def _step_value(self, name: str, step: Step, shape: Shape[Any]) -> Any:
         if step.spent is not None:
@@ -723,6 +734,14 @@ def _returned(fn: Callable[..., Any]) -> Shape[Any]:
     except (NameError, TypeError):
         return ANYTHING
     return shape_of(annotation)
+
+
+def _digest_of(args: tuple[Any, ...]) -> str:
+    """The digest of a step's arguments; empty where there are none, or one of them could not travel."""
+    try:
+        return digest(payloads.encode(list(args))) if args else ""
+    except ContractError:
+        return ""
 
 
 def _takes_key(fn: Callable[..., Any]) -> bool:

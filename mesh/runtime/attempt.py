@@ -86,7 +86,7 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
         raise
     except ContractError as error:
         return answer(host, attempt, failure=failed(FailureKind.CONTRACT, error))
-    if not is_first_look and capability.has_context:
+    if not is_first_look and capability.is_durable:
         history = await _history(host, attempt, as_type)
     refusal = _refusal(host, attempt, ledger, history)
     if refusal is not None and not history.has_saga:
@@ -158,7 +158,7 @@ async def _history(host: Host, attempt: Attempt, as_type: ContentType) -> Histor
 
 async def _begin(host: Host, attempt: Attempt, ledger: Ledger) -> bool:
     """Put the attempt on record. False: another peer did."""
-    ttl_s = attempt.result_ttl_s(host.settings)
+    ttl_s = attempt.ledger_ttl_s(host.settings)
     if not await record_began(host.bus, attempt.identity, attempt.number, peer=host.peer, ttl_s=ttl_s):
         return False
     if ledger.crashes:

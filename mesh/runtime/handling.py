@@ -224,7 +224,7 @@ class Handling:
         }
         if not capability.is_async:
             return BlockingContext(attempt.identity, attempt.task, **common)
-        if not capability.has_context and not capability.ladder and not capability.verified_by:
+        if not capability.is_durable:
             return Context(attempt.identity, attempt.task, **common)
         attempt.flow = Flow(
             attempt.slot,
@@ -238,7 +238,7 @@ class Handling:
             attempt.task,
             services=host.services,
             flow=attempt.flow,
-            is_first=self._is_first,
+            is_first=self._is_first and not is_unwinding,
             keep_until=attempt.keep_until(host.settings),
             payload=attempt.delivery.payload,
             is_unwinding=is_unwinding,

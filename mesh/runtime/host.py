@@ -74,7 +74,7 @@ class Attempt:
         return self.delivery.stored_at + max(settings.workflow_ttl_s, own_s)
 
     def result_ttl_s(self, settings: Settings) -> float:
-        """How long the result of this task, and what tells of its attempts, is kept.
+        """How long the result of this task is kept.
 
         A root's outlives everything below it, or a later task under its key would find old records.
         """
@@ -84,6 +84,11 @@ class Attempt:
         own_s = self.capability.limits.result_ttl_s or settings.result_ttl_s
         has_records = self.has_records or (isinstance(self.context, DurableContext) and self.context.has_records)
         return max(own_s, left_s + ROOT_SLACK_S) if has_records else own_s
+
+    def ledger_ttl_s(self, settings: Settings) -> float:
+        """How long what tells of the task's attempts is kept: as long as it may go on."""
+        own_s = self.capability.limits.result_ttl_s or settings.result_ttl_s
+        return max(own_s, self.keep_until(settings) - time.time()) if self.capability.is_durable else own_s
 
     @property
     def _is_root(self) -> bool:
@@ -137,8 +142,8 @@ class Host:
             self.waiting.pop(attempt.identity, None)
             return
         self.waiting[attempt.identity] = attempt
-        if self.is_draining:
-            self.park_waiting()
+        if self.is_draining and attempt.flow is not None:
+            attempt.flow.hurry()
         elif len(self.waiting) > self.settings.hot_waits_max:
             for oldest in self.waiting.values():
                 if oldest.flow is not None and oldest.flow.is_waiting:
@@ -146,10 +151,10 @@ class Host:
                     break
 
     def park_waiting(self) -> None:
-        """Have everything that waits leave this peer."""
+        """Have everything that waits leave this peer, as soon as it may."""
         for attempt in list(self.waiting.values()):
             if attempt.flow is not None:
-                attempt.flow.park()
+                attempt.flow.hurry()
 
     def keep_parts(self, attempt: Attempt) -> None:
         """Keep what a finished attempt streamed, for listeners who come late; the oldest goes first."""

@@ -179,7 +179,7 @@ async def _hand_back(
 
 
 async def _record_ended(host: Host, attempt: Attempt, end: AttemptEnded) -> None:
-    ttl_s = attempt.result_ttl_s(host.settings)
+    ttl_s = attempt.ledger_ttl_s(host.settings)
     await record_ended(host.bus, attempt.identity, attempt.number, end, ttl_s=ttl_s)
 
 

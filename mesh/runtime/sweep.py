@@ -58,9 +58,11 @@ class Sweep:
         if info is None or info["num_pending"] > DEEP:
             self.suspects.pop(name, None)
             return 0
-        standing = await topology.queued(host.bus, host.bus.subjects.tasks_of(name))
+        standing: dict[str, int] = {}
+        for filter_subject in spec.config["filter_subjects"]:
+            standing |= await topology.queued(host.bus, filter_subject)
         counted = info["num_pending"] + info["num_ack_pending"]
-        running = {host.bus.subjects.task(identity) for identity in host.running}
+        running = {attempt.delivery.subject for attempt in host.running.values()}
         before = self.suspects.pop(name, set())
         if sum(standing.values()) <= counted:
             return 0

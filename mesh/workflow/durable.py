@@ -133,7 +133,8 @@ class DurableContext(Context):
         is_long = asked.identity.capability == HUMAN
         wait = Wait((self._bus.subjects.result(asked.identity),), is_long=is_long)
         async with self._flow.waiting(wait):
-            existing = await self._submit(asked)
+            with self._flow.arming():
+                existing = await self._submit(asked)
             if existing is not None and self._is_result(existing):
                 stored = existing
             else:

@@ -6,12 +6,13 @@ Rules.
   against no slot.
 - The timeout counts the time in which the slot is held.
 - A run parks when every verb in flight has waited `hot_s` without one of them ending, at once when all of them are
-  long, and when the peer has too many that wait. A step in flight keeps it in memory.
+  long, and when the peer has too many that wait. A step in flight keeps it in memory, and so does a child that is
+  being submitted: nobody would wake a task for a child that was never asked for.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from mesh.workflow.parking import Wait, parks_at
@@ -58,6 +59,7 @@ class Flow:
         self._waits: dict[Wait, None] = {}
         self._long = 0
         self._busy = 0
+        self._arming = 0
         self._turn = asyncio.Lock()
         self._changed_at = 0.0
         self._alarm: asyncio.TimerHandle | None = None
@@ -77,7 +79,7 @@ class Flow:
     @property
     def is_waiting(self) -> bool:
         """Whether it could be parked now."""
-        return bool(self._waits) and not self._busy and not self.is_parking
+        return bool(self._waits) and not self._busy and not self._arming and not self.is_parking
 
     @asynccontextmanager
     async def waiting(self, wait: Wait) -> AsyncIterator[None]:
@@ -100,6 +102,16 @@ class Flow:
         self._end(wait)
         await self._settle()
 
+    @contextmanager
+    def arming(self) -> Iterator[None]:
+        """Stay in memory while the block sees to it that a wait can end."""
+        self._arming += 1
+        try:
+            yield
+        finally:
+            self._arming -= 1
+            self._changed()
+
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """Hold the slot while the block runs."""
@@ -120,6 +132,11 @@ class Flow:
         self.parked_waits = tuple(self._waits)
         self.is_parking = True
         self.scope.reschedule(self._loop.time())
+
+    def hurry(self) -> None:
+        """Park as soon as it may."""
+        self._hot_s = 0.0
+        self._changed()
 
     def close(self) -> None:
         """Forget the alarm; the run is over."""
@@ -190,5 +207,9 @@ class Flow:
 
     def _parks_at(self) -> float | None:
         return parks_at(
-            self._waits, long_waits=self._long, is_busy=self._busy > 0, changed_at=self._changed_at, hot_s=self._hot_s
+            self._waits,
+            long_waits=self._long,
+            is_busy=self._busy > 0 or self._arming > 0,
+            changed_at=self._changed_at,
+            hot_s=self._hot_s,
         )
