@@ -31,7 +31,8 @@ from mesh.workflow.slots import Slot, Slots
 
 log = logging.getLogger("mesh.runtime")
 
-WAKE_AGAIN_S = 0.5
+FIRST_LOOK_AGAIN_S = 0.25
+LOOK_AGAIN_S_MAX = 5.0
 HAND_BACK_WITHIN_S = 3.0
 REFUSED_AGAIN_S = 30.0
 
@@ -142,7 +143,7 @@ class Intake:
         running = self._host.running.get(identity)
         if running is not None and running.is_wake != is_wake:
             # One is about to end, or the park it left says all: the other is looked at again then.
-            self._fibers.create_task(nak(self._host.bus, delivery, delay_s=WAKE_AGAIN_S))
+            self._fibers.create_task(nak(self._host.bus, delivery, delay_s=_look_again_s(delivery)))
             self._wanted.set()
             return
         if running is not None:
@@ -212,7 +213,7 @@ class Intake:
         if is_over:
             await ack(host.bus, delivery)
         else:
-            await nak(host.bus, delivery, delay_s=WAKE_AGAIN_S)
+            await nak(host.bus, delivery, delay_s=_look_again_s(delivery))
 
     def _free(self, attempt: Attempt) -> None:
         context = attempt.context
@@ -234,6 +235,11 @@ class Intake:
 
     def _speak_for_s(self) -> float:
         return self.capability.limits.timeout_s + TIMEOUT_SLACK_S
+
+
+def _look_again_s(delivery: Delivery) -> float:
+    """How long a message is left alone that has to wait for the run of its task to end."""
+    return min(LOOK_AGAIN_S_MAX, FIRST_LOOK_AGAIN_S * 2.0 ** min(delivery.delivered, 10))
 
 
 def _identity(address: Address) -> tuple[Identity, str]:
