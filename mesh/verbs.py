@@ -50,6 +50,7 @@ I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
 O = TypeVar("O")  # noqa: E741
 R = TypeVar("R")
 T = TypeVar("T")
+L = TypeVar("L")
 T1 = TypeVar("T1")
 T2 = TypeVar("T2")
 T3 = TypeVar("T3")
@@ -245,18 +246,66 @@ class Verbs(TaskContext):
                 raise error
         return tuple(value for value, _ in ended)
 
+    @overload
     def map(
         self,
-        capability: Reference[I, O] | str,
+        capability: Reference[I, O],
         payloads: Iterable[I],
         *,
+        in_flight: int = ...,
+        ordered: bool = ...,
+        failures: Literal["raise"] = ...,
+        deadline_s: float | None = ...,
+    ) -> "Fan[O, O]": ...
+    @overload
+    def map(
+        self,
+        capability: Reference[I, O],
+        payloads: Iterable[I],
+        *,
+        in_flight: int = ...,
+        ordered: bool = ...,
+        failures: Literal["collect", "quorum"],
+        quorum: int = ...,
+        deadline_s: float | None = ...,
+    ) -> "Fan[O, Mapped[O]]": ...
+    @overload
+    def map(
+        self,
+        capability: str,
+        payloads: Iterable[Any],
+        *,
+        returns: type[R] = ...,
+        in_flight: int = ...,
+        ordered: bool = ...,
+        failures: Literal["raise"] = ...,
+        deadline_s: float | None = ...,
+    ) -> "Fan[R, R]": ...
+    @overload
+    def map(
+        self,
+        capability: str,
+        payloads: Iterable[Any],
+        *,
+        returns: type[R] = ...,
+        in_flight: int = ...,
+        ordered: bool = ...,
+        failures: Literal["collect", "quorum"],
+        quorum: int = ...,
+        deadline_s: float | None = ...,
+    ) -> "Fan[R, Mapped[R]]": ...
+    def map(
+        self,
+        capability: Reference[Any, Any] | str,
+        payloads: Iterable[Any],
+        *,
+        returns: Any = Any,
         in_flight: int = IN_FLIGHT,
         ordered: bool = True,
         failures: Failures = "raise",
         quorum: int = 0,
-        returns: type[O] | None = None,
         deadline_s: float | None = None,
-    ) -> "Fan[O]":
+    ) -> "Fan[Any, Any]":
         """Ask for one child a payload, at most `in_flight` at once.
 
         Awaited, it gives a list in the payloads' order: of values, where the first failure in that order is
@@ -270,10 +319,7 @@ class Verbs(TaskContext):
         """
         if in_flight < 1:
             raise ValueError(f"in_flight is {in_flight}; it must be at least 1")
-        asked = [
-            self._asked_for(capability, payload, returns=Any if returns is None else returns, deadline_s=deadline_s)
-            for payload in payloads
-        ]
+        asked = [self._asked_for(capability, payload, returns=returns, deadline_s=deadline_s) for payload in payloads]
         if failures == "quorum" and not 1 <= quorum <= len(asked):
             raise ValueError(f"quorum is {quorum}; it must be from 1 to the {len(asked)} payloads")
         return Fan(self, asked, in_flight=in_flight, ordered=ordered, failures=failures, quorum=quorum)
@@ -612,7 +658,7 @@ class Verbs(TaskContext):
             raise ContractError(f"step {name!r} of {self.identity} is recorded as something else: {error}") from error
 
 
-class Fan(Generic[O]):
+class Fan(Generic[O, L]):
     """The children of a `map`: awaited, a list; iterated, each as it comes."""
 
     def __init__(
@@ -632,7 +678,7 @@ class Fan(Generic[O]):
         self._failures = failures
         self._quorum = quorum
 
-    def __await__(self) -> Generator[Any, None, list[Any]]:
+    def __await__(self) -> Generator[Any, None, list[L]]:
         return self._listed().__await__()
 
     async def _listed(self) -> list[Any]:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import msgspec
-from mesh import Agent, BlockingContext, Context, Mesh
+from mesh import Agent, BlockingContext, Context, Handoff, Mesh, Reference
 
 class SourceFile(msgspec.Struct):
     path: str
@@ -32,6 +32,28 @@ def count(words: list[str], ctx: BlockingContext) -> int:
 @agent.handles("rest")
 async def rest() -> None:
     return None
+
+@agent.handles("route")
+async def route(file: SourceFile) -> Review | Handoff:
+    return Handoff(review, file)
+
+elsewhere = Reference("grade", takes=Review, returns=int)
+
+def measure(text: str) -> float:
+    return 0.5
+
+async def work(ctx: Context, file: SourceFile) -> None:
+    reveal_type(await ctx.call(review, file))
+    reveal_type(await ctx.call(route, file))
+    reveal_type(await ctx.call(elsewhere, Review(1.0)))
+    reveal_type(await ctx.call("review-file", file, returns=Review))
+    reveal_type(await ctx.map(review, [file]))
+    reveal_type(await ctx.map(review, [file], failures="collect"))
+    reveal_type(await ctx.gather(ctx.call(review, file), ctx.call(elsewhere, Review(1.0))))
+    reveal_type(await ctx.step("measure", measure, "a"))
+    reveal_type((await ctx.approve(Review(1.0))).value)
+    await ctx.call(review, 3)  # wrong
+    await ctx.map(review, [3])  # wrong
 
 async def ask(mesh: Mesh, file: SourceFile) -> None:
     reveal_type(review)
@@ -88,6 +110,15 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         ('mesh.handle("review-file", "k", returns=Review)', "mesh.client.Handle[Review]"),
         ("mapped", "mesh.results.Mapped[Review]"),
         ('count(["a"])', "int"),
+        ("await ctx.call(review, file)", "Review"),
+        ("await ctx.call(route, file)", "Review"),
+        ("await ctx.call(elsewhere, Review(1.0))", "int"),
+        ('await ctx.call("review-file", file, returns=Review)', "Review"),
+        ("await ctx.map(review, [file])", "list[Review]"),
+        ('await ctx.map(review, [file], failures="collect")', "list[mesh.results.Mapped[Review]]"),
+        ("await ctx.gather(ctx.call(review, file), ctx.call(elsewhere, Review(1.0)))", "tuple[Review, int]"),
+        ('await ctx.step("measure", measure, "a")', "float"),
+        ("(await ctx.approve(Review(1.0))).value", "Review"),
         ("await review(file)", "Review"),
         ("review", "mesh.capability.Capability[SourceFile, Review, typing.Coroutine[Any, Any, Review]]"),
         ("count", "mesh.capability.Capability[list[str], int, int]"),
