@@ -6,10 +6,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check faults bench clean
+.PHONY: help install demo demo-agent demo-support test check faults bench clean
 
 help:
 	@echo "make demo     review real code on 4 peers, one of them killed on the way"
+	@echo "make demo-agent   an LLM agent killed in the middle, and its bill"
+	@echo "make demo-support real tickets through a ladder of agents, people last"
 	@echo "make test     lint, types and every test but the long fault runs"
 	@echo "make faults   10,000 tasks and more under seeded faults, minutes long"
 	@echo "make bench    throughput beside a bare nats-py loop of the same promise"
@@ -22,11 +24,14 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "$(PYTHON) is older than 3.11: make PYTHON=/path/to/newer"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[local,agents,dev]'
+		--editable '.[local,agents,llm,support,dev]'
 	@touch $@
 
 demo: install
 	@$(BIN)/mesh demo
+
+demo-agent: install
+	@$(BIN)/mesh demo-agent
 
 # Lint and types, exactly as CI runs them.
 check: install

@@ -153,15 +153,23 @@ class TaskContext:
         model_digest: str = "",
         prompt_digest: str = "",
     ) -> None:
-        """Say how sure the answer is, why, and what produced it; recorded with the outcome. The last call counts.
+        """Say how sure the answer is, why, and what produced it; recorded with the outcome.
+
+        What is left out stays as an earlier call said it.
 
         Raises:
             ContractError: the confidence is outside 0 to 1.
         """
         if confidence is not None and not 0 <= confidence <= 1:
             raise ContractError(f"confidence of {confidence:g} is outside 0 to 1")
-        self.confidence, self.reason = confidence, reason
-        self.decided_by = DecidedBy(model=model, model_digest=model_digest, prompt_digest=prompt_digest)
+        self.confidence = self.confidence if confidence is None else confidence
+        self.reason = reason or self.reason
+        known = self.decided_by or DecidedBy()
+        self.decided_by = DecidedBy(
+            model=model or known.model,
+            model_digest=model_digest or known.model_digest,
+            prompt_digest=prompt_digest or known.prompt_digest,
+        )
 
     # How children are named.
 

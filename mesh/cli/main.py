@@ -12,6 +12,7 @@ from mesh.cli import console
 from mesh.cli.contracts import contracts
 from mesh.cli.dead import dead
 from mesh.cli.demo import demo
+from mesh.cli.demo_agent import demo_agent
 from mesh.cli.doctor import doctor
 from mesh.cli.fleet import agents, pause, resume
 from mesh.cli.serve import run as run_peer
@@ -78,6 +79,7 @@ def main(
 
 
 app.command(rich_help_panel=WORK)(demo)
+app.command("demo-agent", rich_help_panel=WORK)(demo_agent)
 app.command(rich_help_panel=WORK)(up)
 app.command("run", rich_help_panel=WORK)(run_peer)
 app.command(rich_help_panel=TASKS)(submit)

@@ -199,13 +199,14 @@ def test_a_confidence_outside_0_to_1_is_refused_and_changes_nothing(confidence: 
     assert (explained.confidence, explained.reason) == (0.5, "kept")
 
 
-def test_the_last_explanation_counts() -> None:
+def test_a_later_explanation_replaces_what_it_says_and_keeps_the_rest() -> None:
     explained = context()
 
-    explained.explain(confidence=0.5, reason="first")
-    explained.explain(reason="second")
+    explained.explain(confidence=0.5, reason="first", model="small", prompt_digest="p1")
+    explained.explain(reason="second", model="large")
 
-    assert (explained.confidence, explained.reason) == (None, "second")
+    assert (explained.confidence, explained.reason) == (0.5, "second")
+    assert explained.decided_by == DecidedBy(model="large", prompt_digest="p1")
 
 
 def test_reports_of_what_was_spent_add_up() -> None:

@@ -58,7 +58,7 @@ async def _perform(path: Path | None, *, as_json: bool, seed: int, count: int, k
     from mesh.local.server import local_server
 
     began_at = time.time()
-    _end_on_sigterm()
+    end_on_sigterm()
     telling = report.Telling(Console(stderr=True), is_quiet=as_json)
     corpus = read_corpus(path, payload_bytes_max=journey.default_settings("").payload_bytes_max)
     report.tell_corpus(telling, corpus)
@@ -95,7 +95,7 @@ async def _perform(path: Path | None, *, as_json: bool, seed: int, count: int, k
     return summary.is_sound
 
 
-def _end_on_sigterm() -> None:
+def end_on_sigterm() -> None:
     """Have SIGTERM and a closed terminal unwind this coroutine as Ctrl-C does, so that nothing is left behind."""
     running = asyncio.current_task()
     assert running is not None

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,12 +50,17 @@ class PeerProcess:
 
 
 @asynccontextmanager
-async def peers_running(target: str, *, count: int, url: str, folder: Path) -> AsyncIterator[list[PeerProcess]]:
-    """Processes of `mesh run TARGET` with shipped defaults, until left; their logs go to `folder`."""
+async def peers_running(
+    target: str, *, count: int, url: str, folder: Path, more: Mapping[str, str] | None = None
+) -> AsyncIterator[list[PeerProcess]]:
+    """Processes of `mesh run TARGET` with shipped defaults, until left; their logs go to `folder`.
+
+    `more` are variables of their environment.
+    """
     peers: list[PeerProcess] = []
     try:
         for number in range(1, count + 1):
-            peers.append(await _start(target, number=number, url=url, folder=folder))  # noqa: PERF401  # those started are known if one fails
+            peers.append(await _start(target, number=number, url=url, folder=folder, more=more or {}))  # noqa: PERF401  # those started are known if one fails
         yield peers
     finally:
         await _stop(peers)
@@ -84,7 +89,7 @@ async def until_ready(bus: Bus, peers: list[PeerProcess]) -> dict[str, Described
     raise SetupError(f"the peers were not ready within {READY_WITHIN_S:g} s: {peers[0].last_words()}")
 
 
-async def _start(target: str, *, number: int, url: str, folder: Path) -> PeerProcess:
+async def _start(target: str, *, number: int, url: str, folder: Path, more: Mapping[str, str]) -> PeerProcess:
     log = folder / f"peer-{number}.log"
     # What the reader set for a mesh of their own has no say in this one.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
@@ -96,7 +101,7 @@ async def _start(target: str, *, number: int, url: str, folder: Path) -> PeerPro
             stdout=output,
             stderr=STDOUT,
             cwd=folder,
-            env={**inherited, "MESH_NATS_URL": url, "MESH_PEER_NAME": f"demo-{number}"},
+            env={**inherited, "MESH_NATS_URL": url, "MESH_PEER_NAME": f"demo-{number}", **more},
             # A session of its own: Ctrl-C is ours to hear, and to pass on.
             start_new_session=True,
         )

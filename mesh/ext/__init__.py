@@ -1,0 +1,1 @@
+"""Other frameworks on the mesh, each behind an extra of its own."""

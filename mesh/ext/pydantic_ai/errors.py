@@ -1,0 +1,61 @@
+"""pydantic-ai's errors as the mesh's: what another attempt may heal, and what none will."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from pydantic_ai import Agent
+from pydantic_ai.exceptions import (
+    AgentRunError,
+    FallbackExceptionGroup,
+    ModelAPIError,
+    ModelHTTPError,
+    ModelRequestRejectedError,
+    UserError,
+)
+from pydantic_ai.models import Model
+
+from mesh.errors import Permanent, TaskError, Transient
+
+TRY_AGAIN: Final = frozenset({408, 409, 423, 425, 429})
+"""Statuses below 500 that another attempt may not meet again."""
+
+
+@contextmanager
+def translated(llm: Agent[Any, Any]) -> Iterator[None]:
+    """Raise what an LLM's run raises as `Transient` or `Permanent`, with its model and endpoint named.
+
+    Raises:
+        Transient: the endpoint cannot be reached, is overloaded or broken.
+        Permanent: it refuses the request, the model gives no valid answer, or a limit of usage is reached.
+    """
+    try:
+        yield
+    except FallbackExceptionGroup as group:
+        told = [_translate(error, llm) for error in group.exceptions if isinstance(error, AgentRunError)]
+        raise next((error for error in told if isinstance(error, Transient)), Permanent(str(group))) from group
+    except AgentRunError as error:
+        raise _translate(error, llm) from error
+    except UserError as error:
+        raise Permanent(f"the LLM cannot run as it is set up: {error}") from error
+
+
+def _translate(error: AgentRunError, llm: Agent[Any, Any]) -> TaskError:
+    if not isinstance(error, ModelAPIError):
+        return Permanent(f"{_where(llm)}: {error}")
+    where = f"model {error.model_name} at {_where(llm)}"
+    if isinstance(error, ModelHTTPError):
+        message = f"{where} answered {error.status_code}: {error.body}"
+        if error.status_code >= 500 or error.status_code in TRY_AGAIN:
+            return Transient(message, after_s=error.retry_after)
+        return Permanent(message)
+    if isinstance(error, ModelRequestRejectedError):
+        return Permanent(f"{where} refused the request: {error}")
+    return Transient(f"{where}: {error}", after_s=error.retry_after)
+
+
+def _where(llm: Agent[Any, Any]) -> str:
+    model = llm.model
+    if isinstance(model, Model):
+        return model.base_url or model.model_id
+    return str(model)
