@@ -18,7 +18,6 @@ from contracts.subjects import ID_BYTES_MAX
 from contracts.task import Task
 from contracts.wire import ContentType
 from contracts.workflow import Closing
-from mesh.bus.commit import read_result
 from mesh.bus.ledger import read_ledger, record_began
 from mesh.bus.parks import parked_since
 from mesh.bus.pull import Delivery
@@ -125,10 +124,8 @@ def envelope(delivery: Delivery) -> Task:
 async def _known(host: Host, attempt: Attempt) -> Verdict | None:
     """The verdict where a result, or a park, says it all. A woken task's delivery becomes its park."""
     subjects, identity, delivery = host.bus.subjects, attempt.identity, attempt.delivery
-    if not attempt.is_wake and delivery.delivered == 1:
-        stored, park = await read_result(host.bus, identity), None
-    else:
-        stored, park = await read_many(host.bus, [subjects.result(identity), subjects.park(identity)])
+    # After a broker's crash a message that was acked may come again and look new, its task parked meanwhile.
+    stored, park = await read_many(host.bus, [subjects.result(identity), subjects.park(identity)])
     if park is not None:
         attempt.has_records = True
         attempt.delivery = replace(delivery, payload=park.data, headers=park.headers, stored_at=parked_since(park))

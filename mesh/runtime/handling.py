@@ -241,6 +241,7 @@ class Handling:
             is_first=self._is_first and not is_unwinding,
             keep_until=attempt.keep_until(host.settings),
             payload=attempt.delivery.payload,
+            steps=attempt.metrics.steps,
             is_unwinding=is_unwinding,
             **common,
         )

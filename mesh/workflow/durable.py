@@ -7,12 +7,13 @@ at once (agents hold no rights to read a stream at large).
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from prometheus_client import Counter
 
 from contracts.errors import ContractError
 from contracts.outcome import Send
@@ -79,7 +80,10 @@ class Services:
 
 
 class DurableContext(Context):
-    """The context of an attempt on the mesh. `is_first` promises that nothing of the task is on record."""
+    """The context of an attempt on the mesh. `is_first` promises that nothing of the task is on record.
+
+    `steps` counts what `ran` and what was `replayed` from its record.
+    """
 
     def __init__(
         self,
@@ -89,6 +93,7 @@ class DurableContext(Context):
         is_first: bool,
         keep_until: float,
         payload: bytes,
+        steps: Mapping[str, Counter],
         is_unwinding: bool = False,
         **more: Any,
     ) -> None:
@@ -102,6 +107,7 @@ class DurableContext(Context):
         self._is_first = is_first
         self._is_unwinding = is_unwinding
         self._payload = payload
+        self._steps = steps
         self._has_saga = False
         self._hearing: AsyncExitStack | None = None
         self._hearing_begins = asyncio.Lock()
@@ -124,9 +130,11 @@ class DurableContext(Context):
         if not self._is_first:
             (stored,) = await read_many(self._bus, [self._bus.subjects.result(asked.identity)])
             if stored is not None:
+                self._steps["replayed"].inc()
                 return self._found(asked, stored)
         if self._is_unwinding:
             raise Unwinding
+        self._steps["ran"].inc()
         await self._declare_saga()
         await self._hear_children()
         expected = self._services.echoes.expect(asked.identity, is_new=True)
@@ -145,6 +153,7 @@ class DurableContext(Context):
         if self._is_first:
             return [None] * len(asked)
         found = await read_many(self._bus, [self._bus.subjects.result(one.identity) for one in asked])
+        self._steps["replayed"].inc(sum(stored is not None for stored in found))
         return [None if stored is None else self._found(one, stored) for one, stored in zip(asked, found, strict=True)]
 
     async def _once(self, name: str, run: Callable[[], Coroutine[Any, Any, Step]]) -> Step:
@@ -152,9 +161,11 @@ class DurableContext(Context):
         if not self._is_first:
             step = await read_step(self._bus, self.identity, name, Step)
             if step is not None:
+                self._steps["replayed"].inc()
                 return step
         if self._is_unwinding and not name.startswith("~~undo-"):
             raise Unwinding
+        self._steps["ran"].inc()
         await self._declare_saga()
         async with self._flow.working():
             step = await run()
