@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from mesh.task_context import EmitPart, TaskContext
-from mesh.verbs import Verbs
+from mesh.verbs import Asked, Verbs
 
 __all__ = ["BlockingContext", "Context", "EmitPart"]
 
@@ -15,6 +15,11 @@ class Context(Verbs):
     In a unit test it can be made by hand: `Context(Identity("review-file", "k1"))`; what the handler emits
     and sends then stays in `parts` and `sends`, and its durable verbs work in memory (see `mesh.verbs`).
     """
+
+    def _beneath(self, asked: Asked[Any]) -> TaskContext:
+        if getattr(asked.reference, "is_async", True):
+            return super()._beneath(asked)
+        return BlockingContext(asked.identity, asked.send.task)
 
     async def emit(self, part: Any) -> None:
         """Stream a part to whoever listens. Not stored: the recorded result stays authoritative.

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
         default=7 * 86_400.0, ge=1, description="How long the records of a task that waits are kept, from its start."
     )
     hot_wait_s: float = Field(default=5.0, ge=0, description="How long a waiting task stays in memory before it parks.")
-    hot_waits_max: int = Field(default=1_000, ge=1, description="Waiting tasks a capability keeps in memory per peer.")
+    hot_waits_max: int = Field(default=1_000, ge=1, description="Waiting tasks that a peer keeps in memory.")
     wake_again_s: float = Field(default=3_600.0, ge=1, description="Longest time until a parked task is looked at.")
     inbox_max: int = Field(default=1_000, ge=1, description="Proposals that may wait for people.")
     hops_max: int = Field(default=8, ge=1, description="Handoffs in a row.")

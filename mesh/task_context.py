@@ -131,12 +131,15 @@ class TaskContext:
         if len(self.sends) >= SENDS_MAX:
             raise ContractError(f"a task sends at most {SENDS_MAX} others")
         encoded = payloads.encode(payload, self.content_type)
-        token = check_key(name) if name is not None else self._token(target, encoded, "")
+        asked = digest(encoded)
+        token = check_key(name) if name is not None else self._token(target, asked, "")
         child = child_id(self.id, token)
         if any(send.capability == target and send.id == child for send in self.sends):
             raise ContractError(f"{target}/{child} is sent already: give each send its own name")
         deadline = self.deadline if deadline_s is None else time.time() + deadline_s
-        self.sends.append(self._child(target, child, encoded, deadline=deadline, reason=reason, confidence=confidence))
+        self.sends.append(
+            self._child(target, child, encoded, asked, deadline=deadline, reason=reason, confidence=confidence)
+        )
         return child
 
     def spent(self, *, tokens_in: int = 0, tokens_out: int = 0, usd: float = 0.0) -> None:
@@ -173,9 +176,9 @@ class TaskContext:
 
     # How children are named.
 
-    def _token(self, capability: str, encoded: bytes, kind: str) -> str:
+    def _token(self, capability: str, asked: str, kind: str) -> str:
         # Sends and calls are counted apart: which of the two comes first may change from run to run.
-        return self._numbered(f"{capability}-{digest(encoded)[:12]}-{kind}")
+        return self._numbered(f"{capability}-{asked[:12]}-{kind}")
 
     def _numbered(self, base: str) -> str:
         number = self._asked[base]
@@ -187,6 +190,7 @@ class TaskContext:
         capability: str,
         child: str,
         encoded: bytes,
+        asked: str,
         *,
         deadline: float | None,
         reason: str,
@@ -194,7 +198,7 @@ class TaskContext:
         **more: Any,
     ) -> Send:
         task = Task(
-            digest=digest(encoded),
+            digest=asked,
             deadline=deadline,
             sender=self._me,
             lineage=self._child_lineage(),

@@ -39,8 +39,8 @@ from contracts.wire import ContentType
 from contracts.workflow import Answer, AtDeadline, Proposal, Step, Verdict
 from mesh import payload as payloads
 from mesh.digest import digest
-from mesh.endings import HUMAN, Decision
-from mesh.errors import DeadlineExceeded, DuplicateStep, MeshError, NonDeterminism, Permanent
+from mesh.endings import HUMAN, Decision, Escalate, Handoff
+from mesh.errors import DuplicateStep, MeshError, NobodyAnswered, NonDeterminism, Permanent, TaskUnfinished
 from mesh.payload import ANYTHING, Shape, shape_of
 from mesh.reference import Reference
 from mesh.results import Mapped, value_of
@@ -338,13 +338,13 @@ class Verbs(TaskContext):
         """Have a person approve, edit or reject a proposal; `decision.value` is what to go on with.
 
         The proposal waits in the inbox (`mesh inbox ls`), parked. After `within_s` seconds `at_deadline` decides:
-        `reject`, `approve`, or `fail`, which raises `DeadlineExceeded`. `who` names those who may answer. With
+        `reject`, `approve`, or `fail`, which raises `NobodyAnswered`. `who` names those who may answer. With
         `sample` below 1 only that share of proposals, always the same ones, is shown; the others count as
         approved. An edit that is not of the proposal's type is put to people again.
 
         Raises:
             Overloaded: too many proposals wait (`MESH_INBOX_MAX`); uncaught, this task is tried again later.
-            DeadlineExceeded: nobody answered in time, and `at_deadline` is `fail`.
+            NobodyAnswered: nobody did in time, and `at_deadline` is `fail`; a `DeadlineExceeded`, too.
             ContractError: an argument is outside its limits.
         """
         if not 0 <= sample <= 1:
@@ -353,6 +353,11 @@ class Verbs(TaskContext):
             raise ContractError(f"confidence of {confidence:g} is outside 0 to 1")
         if within_s is not None and within_s <= 0:
             raise ContractError(f"within_s is {within_s:g}; it must be above 0")
+        try:
+            deadline = AtDeadline(at_deadline)
+        except ValueError:
+            told = f"at_deadline of {at_deadline!r} is none of {', '.join(AtDeadline)}"
+            raise ContractError(told) from None
         is_plain = proposal is None or isinstance(proposal, (dict, list, tuple))
         question = Proposal(
             proposal=ANYTHING.decode(payloads.encode(proposal)),
@@ -361,7 +366,7 @@ class Verbs(TaskContext):
             asked_by=str(self.identity),
             subject=self._subject(),
             within_s=within_s,
-            at_deadline=AtDeadline(at_deadline),
+            at_deadline=deadline,
             who=tuple(who),
         )
         return await self._decide(question, ANYTHING if is_plain else shape_of(type(proposal)), sample=sample)
@@ -376,6 +381,9 @@ class Verbs(TaskContext):
                 return Decision(Verdict.APPROVED, approved, note="not in the sample")
             await self._admit_to_inbox(asked)
             answered = await self._ask(asked)
+            failure = answered.outcome.failure
+            if failure is not None and failure.error == NobodyAnswered.__name__:
+                raise NobodyAnswered(failure.message)
             answer = value_of(asked.identity, answered.outcome, answered.as_type, asked.returns)
             if answer.verdict is Verdict.REJECTED:
                 return Decision(answer.verdict, None, answer.by, answer.note, answer.at)
@@ -444,6 +452,7 @@ class Verbs(TaskContext):
         token = f"~~undo-{check_step_name(self._numbered(base))}"
         undo = partial(self._stepped, token, fn, args, ANYTHING)
         self.compensations.append(Compensation(token, undo))
+        await self._declare_saga()
 
     # Waiting.
 
@@ -472,8 +481,8 @@ class Verbs(TaskContext):
         """Wait for an outside event, sent with `mesh.signal(capability, key, name, value)`; before or after this.
 
         Raises:
-            DeadlineExceeded: none came within `within_s` seconds of the first time it was asked for; that is
-                recorded, and a later signal refused.
+            NobodyAnswered: none came within `within_s` seconds of the first time it was asked for; that is
+                recorded, and a later signal refused. It is a `DeadlineExceeded`, too.
             ContractError: the name is illegal, or what was signalled is not of the type asked for.
         """
         self._use(f"~signal {check_step_name(name)}")
@@ -483,22 +492,45 @@ class Verbs(TaskContext):
 
     # What the verbs are made of. A context on the mesh has its own.
 
-    async def _ask(self, asked: Asked[Any]) -> Answered:
-        """A child's result, asked for if it is not there."""
-        answer = self._book.answers.get(asked.send.capability)
-        if answer is None and (handler := getattr(asked.reference, "call", None)) is not None:
-            below = type(self)(asked.identity, asked.send.task, answers=self._book.answers)
-            answer = await handler(asked.payload, below)
-        elif answer is None:
+    async def _ask(self, asked: Asked[Any], *, is_missing: bool = False) -> Answered:
+        """A child's result, asked for if it is not there. `is_missing` says that it was just looked for."""
+        answers, capability = self._book.answers, asked.send.capability
+        handler = getattr(asked.reference, "call", None)
+        if capability not in answers and handler is None:
             raise MeshError(
-                f"{asked.send.capability} is asked for on a context made by hand: give it answers="
-                f"{{{asked.send.capability!r}: …}}"
+                f"{capability} is asked for on a context made by hand: give it answers={{{capability!r}: …}}"
             )
-        elif callable(answer):
-            answer = answer(asked.payload)
+        try:
+            if capability in answers:
+                answer = answers[capability]
+                answer = answer(asked.payload) if callable(answer) else answer
+            else:
+                answer = handler(asked.payload, self._beneath(asked)) if handler is not None else None
             answer = await answer if inspect.isawaitable(answer) else answer
+        except TaskUnfinished as unfinished:
+            return Answered(unfinished.outcome, self.content_type)
+        except Permanent as error:
+            failure = Failure(kind=FailureKind.PERMANENT, error=type(error).__name__, message=str(error))
+            return Answered(Outcome(status=Status.FAILED, failure=failure), self.content_type)
+        if isinstance(answer, (Handoff, Escalate)):
+            return await self._handed(asked, answer)
         value = asked.returns.encode(answer, self.content_type)
         return Answered(Outcome(status=Status.DONE, value=msgspec.Raw(value)), self.content_type)
+
+    async def _handed(self, asked: Asked[Any], ended: Handoff | Escalate) -> Answered:
+        """What the one comes to who is handed a child, in memory."""
+        if isinstance(ended, Handoff):
+            to, payload = ended.to, ended.payload
+        else:
+            ladder = getattr(asked.reference, "ladder", None)
+            if ladder is None:
+                raise Permanent(f"{asked.identity} escalates, and has no ladder: {ended.reason}")
+            to, payload = ladder.next_rung, asked.payload
+        return await self._ask(self._asked_for(to, payload, returns=asked.returns.annotation, carry=ended.carry))
+
+    def _beneath(self, asked: Asked[Any]) -> TaskContext:
+        """The context of a child's handler, in memory."""
+        return type(self)(asked.identity, asked.send.task, answers=self._book.answers)
 
     async def _ask_many(self, asked: list[Asked[Any]]) -> list[Answered | None]:
         """Results of children that are there already."""
@@ -510,13 +542,16 @@ class Verbs(TaskContext):
             self._book.steps[name] = await run()
         return self._book.steps[name]
 
+    async def _declare_saga(self) -> None:
+        """Put on record that something is to be undone, before it can come to be."""
+
     async def _until(self, due: float) -> None:
         """Wait until a Unix time."""
 
     async def _signalled(self, name: str, within_s: float | None) -> bytes:
         """What was signalled, as JSON."""
         if name not in self._book.answers:
-            raise DeadlineExceeded(f"no signal {name!r} in answers= of a context made by hand")
+            raise NobodyAnswered(f"no signal {name!r} in answers= of a context made by hand")
         return payloads.encode(self._book.answers[name])
 
     async def _admit_to_inbox(self, asked: Asked[Any]) -> None:
@@ -553,16 +588,18 @@ class Verbs(TaskContext):
             encoded = payloads.encode(payload, self.content_type)
         if deadline_s is not None and deadline_s <= 0:
             raise ContractError(f"deadline_s is {deadline_s:g}; it counts from now and must be above 0")
+        digested = digest(encoded)
         if name is not None:
             self._use(check_key(name) if not name.startswith("~") else name, what="child")
             token = name.lstrip("~")
         else:
-            token = self._token(target, encoded, "c")
+            token = self._token(target, digested, "c")
         deadlines = [at for at in (self.deadline, deadline_s and time.time() + deadline_s) if at]
         send = self._child(
             target,
             child_id(self.id, token),
             encoded,
+            digested,
             deadline=min(deadlines, default=None),
             reason=reason,
             confidence=confidence,
@@ -751,7 +788,7 @@ class Fan(Generic[O, L]):
 
     async def _one(self, index: int, asked: Asked[O]) -> Mapped[O]:
         try:
-            return _mapped(index, asked, await self._verbs._ask(asked))
+            return _mapped(index, asked, await self._verbs._ask(asked, is_missing=True))
         except Permanent:
             raise
         except MeshError as error:

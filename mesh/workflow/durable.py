@@ -125,9 +125,9 @@ class DurableContext(Context):
 
     # The primitives of the verbs.
 
-    async def _ask(self, asked: Asked[Any]) -> Answered:
+    async def _ask(self, asked: Asked[Any], *, is_missing: bool = False) -> Answered:
         self.has_records = True
-        if not self._is_first:
+        if not self._is_first and not is_missing:
             (stored,) = await read_many(self._bus, [self._bus.subjects.result(asked.identity)])
             if stored is not None:
                 self._steps["replayed"].inc()
@@ -135,7 +135,6 @@ class DurableContext(Context):
         if self._is_unwinding:
             raise Unwinding
         self._steps["ran"].inc()
-        await self._declare_saga()
         await self._hear_children()
         expected = self._services.echoes.expect(asked.identity, is_new=True)
         is_long = asked.identity.capability == HUMAN
@@ -166,7 +165,6 @@ class DurableContext(Context):
         if self._is_unwinding and not name.startswith("~~undo-"):
             raise Unwinding
         self._steps["ran"].inc()
-        await self._declare_saga()
         async with self._flow.working():
             step = await run()
             limit = self._services.settings.payload_bytes_max
@@ -291,9 +289,8 @@ class DurableContext(Context):
     # Undoing.
 
     async def _declare_saga(self) -> None:
-        """Put on record that something is to be undone, before it can come to be."""
-        if self.compensations and not self._has_saga:
-            self._has_saga = True
+        if not self._has_saga and not self._is_unwinding:
+            self._has_saga = self.has_records = True
             await write_step(self._bus, self.identity, SAGA, Step(), ttl_s=self.ttl_s())
 
     async def undo(self) -> None:

@@ -1,5 +1,6 @@
 """What waits for people: how much of it, and whether there is room for more."""
 
+import asyncio
 import time
 from typing import Final
 
@@ -19,8 +20,10 @@ class Inbox:
     def __init__(self, bus: Bus, *, most: int) -> None:
         self._bus = bus
         self._most = most
-        self._waiting = 0
+        self._waiting: set[Identity] = set()
         self._counted_at = 0.0
+        # Counting takes a round trip, and those who are admitted meanwhile must be in the count.
+        self._counting = asyncio.Lock()
 
     async def admit(self, task: Identity) -> None:
         """Make room for one more, which is about to be submitted.
@@ -28,18 +31,18 @@ class Inbox:
         Raises:
             Overloaded: as many wait as people are to be shown.
         """
-        now = time.monotonic()
-        if now - self._counted_at > COUNT_KEPT_S:
-            waiting = await unanswered(self._bus)
-            self._waiting, self._counted_at = len(waiting), now
-            if task in waiting:
+        async with self._counting:
+            now = time.monotonic()
+            if now - self._counted_at > COUNT_KEPT_S:
+                self._waiting, self._counted_at = await unanswered(self._bus), now
+            if task in self._waiting:
                 return
-        if self._waiting >= self._most:
-            raise Overloaded(
-                f"{self._waiting} proposals wait for people, the inbox holds {self._most} (MESH_INBOX_MAX)",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        self._waiting += 1
+            if len(self._waiting) >= self._most:
+                raise Overloaded(
+                    f"{len(self._waiting)} proposals wait for people, the inbox holds {self._most} (MESH_INBOX_MAX)",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            self._waiting.add(task)
 
 
 async def unanswered(bus: Bus) -> set[Identity]:

@@ -7,7 +7,7 @@ from contracts.outcome import FailureKind
 from contracts.workflow import Answer, Check, Claim, Proposal, Verdict
 from mesh import Agent, Context, Escalate, Handoff, Ladder, Mesh, TaskFailed, Verifiers
 from mesh.bus.records import read_range
-from mesh.errors import SignalRefused
+from mesh.errors import NobodyAnswered, SignalRefused
 from mesh.human import agent as people
 from mesh.settings import Settings
 from mesh.testing import eventually, hosting
@@ -258,7 +258,7 @@ async def test_the_deadline_of_a_proposal_decides_as_it_was_told_to(
     async def refund(ctx: Context) -> str:
         try:
             return (await ctx.approve("pay", within_s=0.5, at_deadline=at_deadline)).verdict
-        except TaskFailed:
+        except NobodyAnswered:
             return "late"
 
     async with hosting(agent, people, settings=settings):
@@ -291,3 +291,18 @@ async def test_a_full_inbox_puts_agents_off_and_loses_nothing(mesh: Mesh, settin
 async def test_a_signal_for_no_task_is_refused(mesh: Mesh, settings: Settings) -> None:
     with pytest.raises(SignalRefused, match="no task order/nope is kept"):
         await mesh.signal("order", "nope", "paid")
+
+
+async def test_the_inbox_holds_its_bound_against_proposals_made_at_once(mesh: Mesh, settings: Settings) -> None:
+    agent = Agent("desk")
+
+    @agent.handles("refund")
+    async def refund(euros: int, ctx: Context) -> int:
+        return (await ctx.approve(euros)).value
+
+    async with hosting(agent, people, settings=settings.model_copy(update={"inbox_max": 2})) as peer:
+        for euros in range(6):
+            await mesh.submit(refund, euros)
+        label = {"capability": "refund", "reason": "overloaded"}
+        await eventually(lambda: peer.metrics.registry.get_sample_value("mesh_handed_back_total", label) == 4)
+        assert len(await unanswered(mesh.bus)) == 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -364,3 +365,29 @@ async def test_a_task_that_ends_well_undoes_nothing(mesh: Mesh, settings: Settin
         assert await handle.result(within_s=20) == "booked"
 
     assert done == ["flight", "hotel", "car"]
+
+
+@pytest.mark.parametrize("wait", ["signal", "until", "sleep"])
+async def test_a_compensation_registered_last_before_a_wait_is_run(mesh: Mesh, settings: Settings, wait: str) -> None:
+    agent = Agent("tester")
+    undone: list[str] = []
+
+    @agent.handles("book")
+    async def book(at: float, ctx: Context) -> None:
+        await ctx.step("flight", lambda: None)
+        await ctx.compensate(undone.append, "flight")
+        if wait == "signal":
+            await ctx.signal("go")
+        elif wait == "until":
+            await ctx.until(at)
+        else:
+            await ctx.sleep(100)
+
+    async with hosting(agent, settings=settings) as peer:
+        handle = await mesh.submit(book, time.time() + 100, key="b-1")
+        await eventually(lambda: peer.metrics.registry.get_sample_value("mesh_parks_total", {"capability": "book"}))
+        await handle.cancel()
+        with pytest.raises(TaskCancelled):
+            await handle.result(within_s=20)
+
+    assert undone == ["flight"]
