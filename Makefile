@@ -6,16 +6,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-agent demo-support test check faults bench clean
+.PHONY: help install demo demo-agent demo-support test check faults bench bench-workflow clean
 
 help:
-	@echo "make demo     review real code on 4 peers, one of them killed on the way"
-	@echo "make demo-agent   an LLM agent killed in the middle, and its bill"
-	@echo "make demo-support real tickets through a ladder of agents, people last"
-	@echo "make test     lint, types and every test but the long fault runs"
-	@echo "make faults   10,000 tasks and more under seeded faults, minutes long"
-	@echo "make bench    throughput beside a bare nats-py loop of the same promise"
-	@echo "make clean    remove .venv and caches"
+	@echo "make demo            review real code on 4 peers, one of them killed on the way"
+	@echo "make demo-agent      an LLM agent killed in the middle, and its bill"
+	@echo "make demo-support    real tickets through a ladder of agents, people last"
+	@echo "make test            lint, types and every test but the long fault runs"
+	@echo "make faults          10,000 tasks and more under seeded faults, minutes long"
+	@echo "make bench           throughput beside a bare nats-py loop of the same promise"
+	@echo "make bench-workflow  durable calls, steps and parks beside a bare submit"
+	@echo "make clean           remove .venv and caches"
 
 install: $(STAMP)
 
@@ -45,6 +46,9 @@ test: check
 faults: install
 	$(BIN)/python -m tests.faults.storm
 	$(BIN)/pytest tests/faults -m slow
+
+bench-workflow: install
+	$(BIN)/python -m ops.bench.workflow
 
 bench: install
 	$(BIN)/python -m ops.bench.throughput

@@ -105,6 +105,8 @@ class Echoes:
         if parent_of(expected.task.id) not in self._below:
             subject = self._bus.subjects.done(expected.task)
             if subject not in self._subscriptions:
+                # Nobody listened until now: what was stored meanwhile is only on record.
+                expected.read_at = 0.0
                 self._subscriptions[subject] = await self._bus.nc.subscribe(subject, cb=self._heard)
         if not expected.read_at:
             self._read_now.set()

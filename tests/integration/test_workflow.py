@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from mesh import Agent, Context, Mesh, TaskFailed
+from mesh import Agent, Context, DeadlineExceeded, Handle, Mesh, TaskFailed
 from mesh.settings import Settings
-from mesh.testing import hosting
+from mesh.testing import eventually, hosting
 
 
 async def test_a_parent_calls_a_child_and_goes_on_with_its_value(mesh: Mesh, settings: Settings) -> None:
@@ -120,3 +120,24 @@ async def test_a_childs_failure_fails_the_parent_for_good(mesh: Mesh, settings: 
             await handle.result(within_s=20)
 
     assert told.value.outcome.attempt == 1
+
+
+async def test_a_result_that_came_between_two_waits_is_found_at_once(mesh: Mesh, settings: Settings) -> None:
+    agent = Agent("tester")
+
+    @agent.handles("order")
+    async def order(ctx: Context) -> str:
+        return await ctx.signal("paid", returns=str)
+
+    async with hosting(agent, settings=settings):
+        handle = await mesh.submit(order, key="o-1")
+        with pytest.raises(DeadlineExceeded):
+            await handle.result(within_s=0.5)
+        await mesh.signal(order, "o-1", "paid", "card")
+        await eventually(lambda: _is_over(handle))
+
+        assert await handle.result(within_s=2) == "card"
+
+
+async def _is_over(handle: Handle[str]) -> bool:
+    return (await handle.status()).outcome is not None
