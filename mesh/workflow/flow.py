@@ -62,7 +62,9 @@ class Flow:
         self._arming = 0
         self._turn = asyncio.Lock()
         self._changed_at = 0.0
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.Handle | None = None
+        # uvloop's handles do not tell when they ring.
+        self._rings_at = 0.0
         self.scope: asyncio.Timeout | None = None
         self.parked_waits: tuple[Wait, ...] = ()
         self.is_parking = False
@@ -190,9 +192,9 @@ class Flow:
     def _changed(self) -> None:
         self._changed_at = self._loop.time()
         at = self._parks_at()
-        if at is not None and (self._alarm is None or self._alarm.when() > at):
+        if at is not None and (self._alarm is None or self._rings_at > at):
             self.close()
-            self._alarm = self._loop.call_at(at, self._ring)
+            self._set_alarm(at)
 
     def _ring(self) -> None:
         # Every change would move the alarm; it is looked at when it rings instead.
@@ -203,7 +205,11 @@ class Flow:
         if at <= self._loop.time():
             self.park()
         else:
-            self._alarm = self._loop.call_at(at, self._ring)
+            self._set_alarm(at)
+
+    def _set_alarm(self, at: float) -> None:
+        self._rings_at = at
+        self._alarm = self._loop.call_at(at, self._ring)
 
     def _parks_at(self) -> float | None:
         return parks_at(

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -245,3 +246,19 @@ async def test_a_run_told_to_hurry_parks_although_it_has_time() -> None:
             await asyncio.Event().wait()
 
     assert await scene.run(handler)
+
+
+def test_a_run_told_twice_to_hurry_parks_on_the_loop_that_peers_use_too() -> None:
+    async def main() -> None:
+        scene = Scene(hot_s=3_600.0)
+
+        async def handler() -> None:
+            async with scene.flow.waiting(Wait()):
+                scene.flow.hurry()
+                scene.flow.hurry()
+                await asyncio.Event().wait()
+
+        assert await scene.run(handler)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
