@@ -34,6 +34,9 @@ demo: install
 demo-agent: install
 	@$(BIN)/mesh demo-agent
 
+demo-support: install
+	@$(BIN)/python -m agents.support_desk.demo $(if $(DATA),--data $(DATA))
+
 # Lint and types, exactly as CI runs them.
 check: install
 	$(BIN)/ruff check .
