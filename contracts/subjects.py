@@ -262,12 +262,18 @@ class Subjects:
     def parks_of(self, capability: str = "*") -> str:
         return f"{self._head}park.{capability}.>"
 
+    def parks_below(self, root: str) -> str:
+        return f"{self._head}park.*.{root}.>"
+
     def below(self, root: str) -> str:
         """Every record of every task and step below a root, in any state."""
         return f"{self._head}*.*.{root}.>"
 
     def results_of(self, capability: str = "*") -> str:
         return f"{self._head}result.{capability}.>"
+
+    def steps_of(self, capability: str = "*") -> str:
+        return f"{self._head}step.{capability}.>"
 
     def dead_letters_of(self, capability: str = "*") -> str:
         return f"{self._head}dead.letter.{capability}.>"

@@ -21,6 +21,7 @@ from mesh.bus import control
 from mesh.bus.commit import read_outcome, read_result, stored_type
 from mesh.bus.connection import Bus
 from mesh.bus.echoes import Echoes, Expectation
+from mesh.bus.parks import wake_tree
 from mesh.bus.records import Stored
 from mesh.bus.steps import send_signal
 from mesh.bus.submit import Submitter
@@ -383,6 +384,8 @@ class Mesh:
         if await read_result(self.bus, task) is None:
             ttl_s = self.bus.settings.result_ttl_s
             await control.cancel(self.bus, task, by=self._sender.agent, reason=reason, ttl_s=ttl_s)
+            # Peers hear of it and may die: what is parked is woken here, where it can be repeated.
+            await wake_tree(self.bus, task)
 
 
 async def _numbered(

@@ -46,11 +46,19 @@ async def paused(bus: Bus, capability: str) -> Pause | None:
 
 async def cancelled(bus: Bus, tasks: Iterable[Identity]) -> Cancel | None:
     """The first cancel that stands for one of several tasks, such as a task and its ancestors."""
+    return next(iter((await cancels(bus, tasks)).values()), None)
+
+
+async def cancels(bus: Bus, tasks: Iterable[Identity]) -> dict[Identity, Cancel]:
+    """The cancels that stand for several tasks, by task and in their order."""
+    tasks = list(tasks)
     subjects = [bus.subjects.control_record(grammar.key_cancel(task)) for task in tasks]
-    for stored in await read_many(bus, subjects, stream=bus.subjects.control_stream):
-        if stored is not None and not is_deleted(stored.headers):
-            return wire.decode(Cancel, stored.data)
-    return None
+    found = await read_many(bus, subjects, stream=bus.subjects.control_stream)
+    return {
+        task: wire.decode(Cancel, stored.data)
+        for task, stored in zip(tasks, found, strict=True)
+        if stored is not None and not is_deleted(stored.headers)
+    }
 
 
 def is_deleted(found: dict[str, str]) -> bool:

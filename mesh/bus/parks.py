@@ -19,6 +19,7 @@ from contracts import headers as names
 from contracts import wire
 from contracts.subjects import Identity
 from contracts.task import Task
+from mesh.bus import topology
 from mesh.bus.commit import create_once, ttl
 from mesh.bus.connection import Bus, Headers
 from mesh.bus.pull import Delivery
@@ -81,6 +82,18 @@ async def wake(bus: Bus, task: Identity) -> bool:
     if not await publish_wake(bus, task):
         await create_once(bus, bus.subjects.wake(task, is_again=True), b"", {}, within=_unanswered(bus, task))
     return True
+
+
+async def wake_tree(bus: Bus, task: Identity) -> None:
+    """Have a task looked at again, and every parked one below it. Safe to repeat.
+
+    Raises:
+        PublishRejected: the server refuses it for good.
+        BusUnavailable, PublishUnconfirmed: the stream does not say what is parked below.
+    """
+    await wake(bus, task)
+    for subject in await topology.queued(bus, bus.subjects.parks_below(task.id)):
+        await wake(bus, bus.subjects.parse(subject).identity)
 
 
 async def publish_wake(bus: Bus, task: Identity) -> bool:

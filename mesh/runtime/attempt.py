@@ -14,17 +14,18 @@ from contracts.control import Runs, WhoRuns
 from contracts.errors import ContractError, NewerFormat
 from contracts.event import EventKind
 from contracts.outcome import Failure, FailureKind, Outcome, Status
-from contracts.subjects import ID_BYTES_MAX
+from contracts.subjects import ID_BYTES_MAX, ancestry
 from contracts.task import Task
 from contracts.wire import ContentType
 from contracts.workflow import Closing
+from mesh.bus import control
 from mesh.bus.ledger import read_ledger, record_began
 from mesh.bus.parks import parked_since
 from mesh.bus.pull import Delivery
 from mesh.bus.records import read_many
 from mesh.bus.steps import write_step
 from mesh.resilience.retry import Ledger, spent_attempts
-from mesh.runtime.handling import Handling, answer, failed
+from mesh.runtime.handling import UNDO_SHARE, Handling, answer, failed
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.verdict import Answer, Answered, HandBack, Superseded, Verdict
 from mesh.workflow.closing import CLOSING
@@ -87,7 +88,12 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
         return answer(host, attempt, failure=failed(FailureKind.CONTRACT, error))
     if not is_first_look and capability.is_durable:
         history = await _history(host, attempt, as_type)
-    refusal = _refusal(host, attempt, ledger, history)
+    is_cancelled = host.controls.cancel_of(attempt.identity, attempt.task.lineage) is not None
+    if attempt.is_wake and not is_cancelled:
+        # It may have been woken for a cancel that this peer has not heard of yet.
+        line = ancestry(attempt.identity, attempt.task.lineage)
+        is_cancelled = await control.cancelled(host.bus, line) is not None
+    refusal = _refusal(host, attempt, ledger, history, is_cancelled=is_cancelled)
     if refusal is not None and not history.has_saga:
         status, failure = refusal
         return answer(host, attempt, status=status, failure=failure)
@@ -100,6 +106,10 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
     if (attempt.number > 1 or capability.limits.attempts == 1) and not await _begin(host, attempt, ledger):
         return HandBack("another peer began the same attempt", delay_s=host.settings.ack_wait_s / 4)
     if history.failed is not None:
+        # Undoing that kills its peer is met here again; undoing that only fails ends in `undo`.
+        spent = spent_attempts(ledger, UNDO_SHARE * capability.limits.attempts)
+        if spent is not None:
+            return handling.give_up_undoing(history.failed.outcome, spent)
         return await _undo(handling, history.failed.outcome)
     if refusal is not None:
         status, failure = refusal
@@ -184,12 +194,13 @@ async def _owner(host: Host, attempt: Attempt) -> str:
     return ""
 
 
-def _refusal(host: Host, attempt: Attempt, ledger: Ledger, history: History) -> tuple[Status, Failure | None] | None:
+def _refusal(
+    host: Host, attempt: Attempt, ledger: Ledger, history: History, *, is_cancelled: bool
+) -> tuple[Status, Failure | None] | None:
     if history.failed is not None:
         # It ends with what is on record, once all is undone. Undoing has as many attempts again.
         return None
-    cancel = host.controls.cancel_of(attempt.identity, attempt.task.lineage)
-    if cancel is not None:
+    if is_cancelled:
         return Status.CANCELLED, None
     now = time.time()
     if attempt.task.deadline is not None and now >= attempt.task.deadline:

@@ -21,7 +21,7 @@ from contracts.event import EventKind
 from contracts.outcome import Outcome, Status
 from contracts.subjects import Identity
 from mesh.bus.commit import commit
-from mesh.bus.parks import wake
+from mesh.bus.parks import wake_tree
 from mesh.bus.records import read_many
 from mesh.capability import Capability
 from mesh.digest import digest
@@ -82,7 +82,7 @@ class Cancelled:
             result, waiting, park = found
             if result is None and park is not None:
                 # It may have something to undo: whoever takes it up finds the cancel.
-                await wake(host.bus, task)
+                await wake_tree(host.bus, task)
                 return
             if result is not None or waiting is None or task in host.running:
                 return

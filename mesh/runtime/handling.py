@@ -128,13 +128,18 @@ class Handling:
             used, limit = self._ledger.used + 1, UNDO_SHARE * self._capability.limits.attempts
             if used < limit:
                 return Retry(failure, wait_s(self._capability.limits.wait, used))
-            told = outcome.failure or failure
-            message = f"{told.message}; and not all of it is undone: {failure.message}"
-            told = msgspec.structs.replace(told, message=message)
-            outcome = msgspec.structs.replace(outcome, status=Status.FAILED, failure=told)
+            return self.give_up_undoing(outcome, failure)
         finally:
             await self._close()
         return answer(self.host, attempt, outcome=outcome)
+
+    def give_up_undoing(self, outcome: Outcome, failure: Failure) -> Answer:
+        """End with an outcome that says why what was done stays half undone."""
+        told = outcome.failure or failure
+        message = f"{told.message}; and not all of it is undone: {failure.message}"
+        told = msgspec.structs.replace(told, message=message)
+        outcome = msgspec.structs.replace(outcome, status=Status.FAILED, failure=told)
+        return answer(self.host, self.attempt, outcome=outcome)
 
     async def _durably(self, context: DurableContext, closing: Closing | None) -> Verdict:
         capability, payload = self._capability, self.attempt.delivery.payload

@@ -5,7 +5,7 @@ import pytest
 
 from contracts.outcome import FailureKind
 from contracts.workflow import Answer, Check, Claim, Proposal, Verdict
-from mesh import Agent, Context, Escalate, Handoff, Ladder, Mesh, TaskFailed, Verifiers
+from mesh import Agent, Context, Escalate, Handoff, Ladder, Mesh, TaskCancelled, TaskFailed, Verifiers
 from mesh.bus.records import read_range
 from mesh.errors import NobodyAnswered, SignalRefused
 from mesh.human import agent as people
@@ -306,3 +306,23 @@ async def test_the_inbox_holds_its_bound_against_proposals_made_at_once(mesh: Me
         label = {"capability": "refund", "reason": "overloaded"}
         await eventually(lambda: peer.metrics.registry.get_sample_value("mesh_handed_back_total", label) == 4)
         assert len(await unanswered(mesh.bus)) == 2
+
+
+async def test_what_waits_for_people_below_a_cancelled_task_is_cancelled_too(mesh: Mesh, settings: Settings) -> None:
+    agent = Agent("desk")
+
+    @agent.handles("refund")
+    async def refund(euros: int, ctx: Context) -> int:
+        return (await ctx.approve(euros)).value
+
+    async with hosting(agent, people, settings=settings):
+        handle = await mesh.submit(refund, 900, key="r-1")
+        await waiting(mesh)
+        await handle.cancel()
+        with pytest.raises(TaskCancelled):
+            await handle.result(within_s=20)
+        await eventually(lambda: _nothing_waits(mesh))
+
+
+async def _nothing_waits(mesh: Mesh) -> bool:
+    return not await unanswered(mesh.bus)
