@@ -40,6 +40,7 @@ class Running(Struct, frozen=True, kw_only=True, omit_defaults=True):
     since: Annotated[float, Meta(description="Unix time at which the handler was started.")]
     attempt: Annotated[int, Meta(description="Number of the attempt, from 1.")] = 1
     parts: Annotated[int, Meta(description="Parts it has streamed so far.")] = 0
+    is_waiting: Annotated[bool, Meta(description="It waits in memory and holds no slot.")] = False
 
 
 class Runs(Record, frozen=True, kw_only=True, omit_defaults=True):

@@ -3,7 +3,8 @@
 A proposal is a task for `human`. It waits while it is queued or parked and has no result. Its answer is a signal, a
 create-once record: of two people who answer at once one wins, and the other is told who. Rules:
 
-- A proposal that is answered, and not taken up yet because no peer hosts `human`, waits for nobody any more.
+- A proposal that is answered, and not taken up yet because no peer hosts `human`, waits for nobody any more. Nor does
+  one whose asker was cancelled or is over, though it stays parked until it is woken.
 - It is decided without a person at the earlier of two times: when the patience runs out that began with its first run,
   which `at_deadline` decides, and at the deadline of the task, when it expires.
 - Who may answer is compared with the name that the one who answers gives. It keeps colleagues from taking each
@@ -12,17 +13,17 @@ create-once record: of two people who answer at once one wins, and the other is 
 
 import random
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from contracts import headers as names
 from contracts import wire
 from contracts.errors import ContractError
-from contracts.subjects import Identity
+from contracts.subjects import Identity, ancestry
 from contracts.task import Task
 from contracts.workflow import Answer, Proposal, Signal, Verdict
-from mesh.bus import topology
+from mesh.bus import control, topology
 from mesh.bus.commit import read_outcome, stored_type
 from mesh.bus.connection import Bus
 from mesh.bus.parks import parked_since
@@ -39,6 +40,7 @@ PAGE: Final = 200
 """Proposals read at once; each may be as large as a payload."""
 HANDLE_LENGTH_MIN: Final = 6
 EXPIRE: Final = "expire"
+PATIENCE: Final = f"~~patience-{ANSWER}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,17 @@ class Question:
     """What happens at `due`: `reject`, `approve` or `fail`; or `expire`."""
     answered_by: str | None = None
     """Who gave the answer that is not taken up yet."""
+    moot: str = ""
+    """Why an answer would change nothing."""
 
     @property
     def is_open(self) -> bool:
-        return self.answered_by is None
+        """Whether somebody's answer is waited for."""
+        return self.answered_by is None and not self.moot
 
 
 async def read_inbox(bus: Bus) -> list[Question]:
-    """Every proposal without a result, oldest first; answered ones that nobody took up yet among them."""
+    """Every proposal without a result, oldest first; those that wait for nobody any more among them."""
     waiting = sorted(task.id for task in await unanswered(bus))
     found: list[Question] = []
     for start in range(0, len(waiting), PAGE):
@@ -100,6 +105,8 @@ async def give(mesh: Mesh, question: Question, verdict: Verdict, *, by: str, val
         ContractError: the value cannot travel.
     """
     task, who = question.task, question.proposal.who
+    if question.moot:
+        raise SignalRefused(f"{task.id} asks nobody any more: {question.moot}")
     if who and by not in who:
         raise SignalRefused(f"{task.id} is for {' or '.join(who)} to answer, not for {by}")
     answer = Answer(verdict=verdict, value=value, by=by, note=note, at=time.time())
@@ -142,41 +149,62 @@ def sampled(questions: Sequence[Question], count: int, *, seed: int | None) -> l
 async def _read(bus: Bus, ids: Sequence[str]) -> list[Question]:
     subjects = bus.subjects
     tasks = [Identity(HUMAN, task_id) for task_id in ids]
-    patience, answer = f"~~patience-{ANSWER}", signal_name(ANSWER)
-    wanted = [
-        (subjects.park(task), subjects.task(task), subjects.step(task, patience), subjects.step(task, answer))
-        for task in tasks
+    found = await read_many(bus, [subject for task in tasks for subject in (subjects.park(task), subjects.task(task))])
+    standing: dict[Identity, tuple[Stored, bool]] = {}
+    for task, park, queued in zip(tasks, found[::2], found[1::2], strict=True):
+        if (stored := park or queued) is not None:
+            standing[task] = stored, park is not None
+    steps = await read_many(
+        bus, [subjects.step(task, name) for task in standing for name in (PATIENCE, signal_name(ANSWER))]
+    )
+    envelopes = {task: _envelope(stored) for task, (stored, _) in standing.items()}
+    moot = await _moot(bus, envelopes)
+    return [
+        _question(task, stored, envelopes[task], is_parked=is_parked, limit=limit, answer=answer, moot=moot[task])
+        for (task, (stored, is_parked)), limit, answer in zip(standing.items(), steps[::2], steps[1::2], strict=True)
     ]
-    found = await read_many(bus, [subject for four in wanted for subject in four])
-    questions = []
-    for index, task in enumerate(tasks):
-        park, queued, limit, answered = found[4 * index : 4 * index + 4]
-        standing = park or queued
-        if standing is not None:
-            until = None if limit is None else number_of(limit)
-            questions.append(_question(task, standing, is_parked=park is not None, until=until, answered=answered))
-    return questions
+
+
+async def _moot(bus: Bus, envelopes: Mapping[Identity, Task]) -> dict[Identity, str]:
+    """Why nobody waits for the answer of a task, for each; empty where somebody does."""
+    above = {task: ancestry(task, envelope.lineage) for task, envelope in envelopes.items()}
+    cancels = await control.cancels(bus, {one for line in above.values() for one in line})
+    askers = {task: line[-2] for task, line in above.items() if len(line) > 1 and envelopes[task].is_awaited}
+    results = await read_many(bus, [bus.subjects.result(asker) for asker in askers.values()])
+    over = {task for task, result in zip(askers, results, strict=True) if result is not None}
+    told = {task: next((f"{one} is cancelled" for one in line if one in cancels), "") for task, line in above.items()}
+    return {task: told[task] or (f"{askers[task]} is over" if task in over else "") for task in above}
 
 
 def _question(
-    task: Identity, standing: Stored, *, is_parked: bool, until: float | None, answered: Stored | None
+    task: Identity,
+    stored: Stored,
+    envelope: Task,
+    *,
+    is_parked: bool,
+    limit: Stored | None,
+    answer: Stored | None,
+    moot: str,
 ) -> Question:
     try:
-        proposal = wire.decode(Proposal, standing.data or b"null", stored_type(standing))
+        proposal = wire.decode(Proposal, stored.data or b"null", stored_type(stored))
     except ContractError as error:
         proposal = Proposal(reason=f"this is no proposal: {error}")
-    try:
-        deadline = wire.decode(Task, standing.headers.get(names.TASK, "{}").encode()).deadline
-    except ContractError:
-        deadline = None
-    due, then = until, str(proposal.at_deadline)
-    if deadline is not None and (due is None or deadline < due):
-        due, then = deadline, EXPIRE
+    due, then = None if limit is None else number_of(limit), str(proposal.at_deadline)
+    if envelope.deadline is not None and (due is None or envelope.deadline < due):
+        due, then = envelope.deadline, EXPIRE
     by = None
-    if answered is not None:
-        signal = wire.decode(Signal, answered.data)
+    if answer is not None:
+        signal = wire.decode(Signal, answer.data)
         by = "the deadline" if signal.is_late else signal.by
-    return Question(task, proposal, parked_since(standing), is_parked, due, then, by)
+    return Question(task, proposal, parked_since(stored), is_parked, due, then, by, moot)
+
+
+def _envelope(stored: Stored) -> Task:
+    try:
+        return wire.decode(Task, stored.headers.get(names.TASK, "{}").encode())
+    except ContractError:
+        return Task()
 
 
 async def _refuse_answered(bus: Bus, name: str) -> None:

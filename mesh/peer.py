@@ -191,6 +191,7 @@ class Peer:
                 since=attempt.started_at,
                 attempt=attempt.number,
                 parts=attempt.context.parts_emitted if attempt.context is not None else 0,
+                is_waiting=attempt.identity in self.host.waiting,
             )
             for attempt in self.host.running.values()
             if attempt.started_at

@@ -102,7 +102,8 @@ async def submit_tick(bus: Bus, name: str, recurring: Recurring, fired_at: float
     Raises:
         PublishRejected: the server refuses it for good.
     """
-    fired = datetime.fromtimestamp(round(fired_at), UTC).strftime(TICK_ID_FORMAT)
+    # Down, not to the nearest: a tick that fired late must not take the next one's id.
+    fired = datetime.fromtimestamp(int(fired_at), UTC).strftime(TICK_ID_FORMAT)
     task = Identity(recurring.capability, f"{name}-{fired}")
     encoded = payloads.encode(recurring.payload)
     envelope = Task(digest=digest(encoded), sender=Sender(agent=recurring.by, role="schedule"), reason=f"every {name}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import getpass
+import json
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -38,7 +39,7 @@ EXIT_CODES: Final = (
     (USAGE, "the command, a setting or an agent's file is wrong"),
     (UNREACHABLE, "no mesh here, or no server answers"),
     (NOT_IN_TIME, "not done in the time given; it goes on"),
-    (REFUSED, "refused, nothing was stored: the key stands for another payload, or the mesh is full"),
+    (REFUSED, "refused, nothing was stored: the key is taken, somebody else came first, or the mesh is full"),
     (UNCONFIRMED, "no answer came: it may have happened; repeat it as it is"),
     (INTERRUPTED, "ended with Ctrl-C"),
 )
@@ -67,7 +68,7 @@ def exit_code(error: MeshError) -> int:
             return NOT_IN_TIME
         case errors.PublishUnconfirmed():
             return UNCONFIRMED
-        case errors.PublishRejected():
+        case errors.PublishRejected() | errors.SignalRefused():
             return REFUSED
         case errors.SetupError() | errors.ContractError():
             return USAGE
@@ -139,6 +140,22 @@ async def connected() -> AsyncIterator["Bus"]:
         yield bus
 
 
+async def check_made(bus: "Bus") -> None:
+    """Nothing, where the mesh has its streams; reading from them would wait for ever otherwise.
+
+    Raises:
+        NoMesh: no peer has made them yet.
+    """
+    from mesh.bus import topology
+
+    stream, *_ = topology.streams(bus.settings)
+    if await topology.inspect(bus, stream) is None:
+        raise NoMesh(
+            f"the streams of the mesh {bus.settings.prefix!r} do not exist: start a peer, which makes them;"
+            f" if there should be some, MESH_PREFIX names another mesh"
+        )
+
+
 @asynccontextmanager
 async def client() -> AsyncIterator["Mesh"]:
     """A client of the mesh, until left."""
@@ -165,6 +182,24 @@ def identity(capability: str, task_id: str | None) -> Identity:
     return Identity(check_capability(capability), task_id)
 
 
+def json_argument(text: str, what: str) -> Any:
+    """The value of an argument that is JSON, or of standard input where it is `-`.
+
+    Raises:
+        ContractError: it is no JSON.
+    """
+    from contracts.errors import ContractError
+
+    source = "standard input" if text == "-" else what
+    if text == "-":
+        text = sys.stdin.read()
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        hint = f"; as a string it is written {json.dumps(text)!r}" if source == what and len(text) < 60 else ""
+        raise ContractError(f"{source} is not JSON: {error}{hint}") from error
+
+
 def print_json(document: Any) -> None:
     """One JSON document on standard output."""
     print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
@@ -188,6 +223,17 @@ def out() -> "Console":
     is_terminal = sys.stdout.isatty()
     # What is printed comes from elsewhere: brackets in it are no markup.
     return Console(highlight=False, markup=False, emoji=False, width=None if is_terminal else 200)
+
+
+def one_line(text: str, most: int = 160) -> str:
+    """Text from elsewhere as part of a line: no line ends, no control characters, not too long."""
+    plain = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
+
+
+def short_json(value: Any, most: int = 80) -> str:
+    """A value as JSON on a part of a line."""
+    return one_line(msgspec.json.encode(value).decode("utf-8", "replace"), most)
 
 
 def note(text: str) -> None:
@@ -222,6 +268,11 @@ def clock(at: float) -> str:
     """A Unix time as local time, with the date where it is not today's."""
     there, now = time.localtime(at), time.localtime()
     return time.strftime("%H:%M:%S" if there[:3] == now[:3] else "%Y-%m-%d %H:%M:%S", there)
+
+
+def ahead(at: float, now: float) -> str:
+    """A Unix time as local time, with how far off it is: `10:04:05 (in 3 min)`."""
+    return f"{clock(at)} (in {length(at - now)})" if at > now else f"{clock(at)} ({length(now - at)} ago)"
 
 
 def length(seconds: float) -> str:

@@ -181,6 +181,7 @@ async def _redrive(bus: "Bus", letter: "DeadLetter") -> "Redriven":
 async def _find(bus: "Bus", task: "Identity") -> "DeadLetter":
     from mesh.bus.dead_letters import read_dead_letter
 
+    await console.check_made(bus)
     letter = await read_dead_letter(bus, task)
     if letter is None:
         raise console.Failed(f"{task} is no dead letter; `mesh dead ls` lists them, `mesh status {task}` looks for it")

@@ -15,8 +15,11 @@ from mesh.cli.demo import demo
 from mesh.cli.demo_agent import demo_agent
 from mesh.cli.doctor import doctor
 from mesh.cli.fleet import agents, pause, resume
+from mesh.cli.inbox import inbox
+from mesh.cli.schedule import schedule
 from mesh.cli.serve import run as run_peer
-from mesh.cli.tasks import cancel, result, status, submit
+from mesh.cli.tasks import cancel, result, signal, status, submit
+from mesh.cli.trace import trace
 from mesh.cli.up import up
 
 WORK, TASKS, FLEET = "Run agents", "Ask for work", "Look after the mesh"
@@ -85,7 +88,11 @@ app.command("run", rich_help_panel=WORK)(run_peer)
 app.command(rich_help_panel=TASKS)(submit)
 app.command(rich_help_panel=TASKS)(result)
 app.command(rich_help_panel=TASKS)(status)
+app.command(rich_help_panel=TASKS)(trace)
+app.command(rich_help_panel=TASKS)(signal)
 app.command(rich_help_panel=TASKS)(cancel)
+app.add_typer(schedule, rich_help_panel=TASKS)
+app.add_typer(inbox, rich_help_panel=FLEET)
 app.command(rich_help_panel=FLEET)(agents)
 app.command(rich_help_panel=FLEET)(pause)
 app.command(rich_help_panel=FLEET)(resume)

@@ -1,6 +1,5 @@
 """`mesh submit`, `result`, `status`, `cancel`: ask for work, and see what became of it."""
 
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from contracts.errors import ContractError
 from mesh.cli import console
 from mesh.cli.console import AsJson
+from mesh.cli.trace import SHOWN, Limit, print_tree
 
 if TYPE_CHECKING:
     from contracts.outcome import Outcome
@@ -47,7 +46,7 @@ def submit(
 
     Safe to repeat with --key: it starts once.
     """
-    value = _payload(payload)
+    value = console.json_argument(payload, "the payload")
     if within_s is None and deadline_s is not None:
         within_s = deadline_s + DEADLINE_SLACK_S
 
@@ -86,6 +85,7 @@ def result(
         from mesh.whereabouts import Where
 
         async with console.client() as mesh:
+            await console.check_made(mesh.bus)
             handle: Handle[Any] = mesh.handle(task.capability, task.id)
             if within_s is None and (await handle.status()).where is Where.UNKNOWN:
                 raise console.Failed(f"no task {task} is kept: it was never submitted, or its result has expired")
@@ -94,14 +94,24 @@ def result(
     raise typer.Exit(console.run(main()))
 
 
-def status(capability: Capability, task_id: Id = None, as_json: AsJson = False) -> None:
-    """Say where a task is: queued, running, waiting for a retry, parked, done, orphaned, or served by nobody."""
+def status(
+    capability: Capability,
+    task_id: Id = None,
+    tree: Annotated[bool, typer.Option("--tree", help="With everything below it, as `mesh trace` does.")] = False,
+    limit: Limit = SHOWN,
+    as_json: AsJson = False,
+) -> None:
+    """Say where a task is: queued, running, waiting, parked, done, orphaned, or served by nobody."""
     task = console.identity(capability, task_id)
+    if tree:
+        console.run(print_tree(task, limit=limit, as_json=as_json))
+        return
 
     async def main() -> "Whereabouts":
         from mesh.whereabouts import find
 
         async with console.connected() as bus:
+            await console.check_made(bus)
             return await find(bus, task)
 
     found = console.run(main())
@@ -127,6 +137,7 @@ def cancel(
         from mesh.whereabouts import Where
 
         async with console.client() as mesh:
+            await console.check_made(mesh.bus)
             found = await mesh.status(task.capability, task.id)
             if found.where is Where.UNKNOWN:
                 raise console.Failed(f"no task {task} is kept: it was never submitted, or its result has expired")
@@ -144,6 +155,32 @@ def cancel(
         print(f"{sentence(found, now=time.time())}: it stays as it is")
 
 
+def signal(
+    task_name: Annotated[str, typer.Argument(metavar="CAPABILITY/ID", help="The task that waits, or will.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it waits for.")],
+    value: Annotated[
+        str, typer.Argument(metavar="VALUE", help="JSON, or `-` to read it from standard input.")
+    ] = "null",
+    by: Annotated[str | None, typer.Option(help="Who signals it; you, if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send a task the outside event that it waits for. The first one of a name counts."""
+    task = console.identity(task_name, None)
+    said = console.json_argument(value, "the value")
+    who = by or console.whoami()
+
+    async def main() -> None:
+        async with console.client() as mesh:
+            await console.check_made(mesh.bus)
+            await mesh.signal(task.capability, task.id, name, said, by=who)
+
+    console.run(main())
+    if as_json:
+        console.print_json({"capability": task.capability, "id": task.id, "signal": name, "by": who})
+    else:
+        print(f"{name} is signalled to {task}")
+
+
 def sentence(found: "Whereabouts", *, now: float) -> str:
     """Where a task is, in one line."""
     from mesh.whereabouts import Where
@@ -153,6 +190,10 @@ def sentence(found: "Whereabouts", *, now: float) -> str:
     match found.where:
         case Where.RUNNING:
             return f"{found.task} is running on {found.peer}{ago}, attempt {found.attempt}"
+        case Where.WAITING | Where.PARKED:
+            where = f"is waiting on {found.peer}" if found.where is Where.WAITING else "is parked"
+            limit = f", until {console.ahead(found.until, now)}" if found.until else ""
+            return f"{found.task} {where}{ago}{detail}{limit}"
         case Where.RETRYING:
             until = found.until or now
             again = f"until {console.clock(until)} (in {console.length(until - now)})"
@@ -234,17 +275,6 @@ async def _stream(handle: "Handle[Any]", *, as_json: bool) -> list[dict[str, Any
     if is_line_open:
         print()
     return parts
-
-
-def _payload(text: str) -> Any:
-    source = "standard input" if text == "-" else "the payload"
-    if text == "-":
-        text = sys.stdin.read()
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        hint = f"; as a string it is written {json.dumps(text)!r}" if source == "the payload" and len(text) < 60 else ""
-        raise ContractError(f"{source} is not JSON: {error}{hint}") from error
 
 
 def _told(outcome: "Outcome") -> dict[str, Any]:

@@ -107,6 +107,20 @@ async def test_doctor_shows_drift_and_migrates_on_request(command_line: Any, des
     assert _levels(migrated.document)["topology"] == "ok"
 
 
+async def test_doctor_misses_the_timers_of_a_mesh_without_them_and_makes_them(command_line: Any, mesh: Mesh) -> None:
+    # A live peer would make them itself.
+    stream = mesh.bus.subjects.timer_stream
+    await mesh.bus.api(f"STREAM.DELETE.{stream}")
+
+    missing = await command_line("doctor", "--json")
+    migrated = await command_line("doctor", "--migrate", "--json")
+
+    texts = [finding["text"] for finding in missing.document["findings"] if finding["level"] == "problem"]
+    assert texts == [f"stream {stream} is missing", f"consumer {stream} > timekeeper is missing"]
+    assert migrated.code == 0
+    assert {stream, f"{stream} > timekeeper"} <= set(migrated.document["migrated"])
+
+
 async def test_doctor_says_when_there_is_no_mesh_on_the_server(command_line: Any, settings: Settings) -> None:
     ended = await command_line("doctor", "--json")
 

@@ -30,6 +30,7 @@ NOW = 1_000_000.0
         (errors.PublishRejected("no"), 5),
         (errors.Overloaded("no", retry_after_s=1), 5),
         (errors.IdempotencyConflict("no"), 5),
+        (errors.SignalRefused("no"), 5),
         (errors.PublishUnconfirmed("no"), 6),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
@@ -55,6 +56,8 @@ def test_lengths_of_time_read_at_a_glance(seconds: float, text: str) -> None:
     [
         (Whereabouts(TASK, Where.RUNNING, peer="p1", attempt=2), "add/k1 is running on p1, attempt 2"),
         (Whereabouts(TASK, Where.PARKED), "add/k1 is parked"),
+        (Whereabouts(TASK, Where.PARKED, "waits for b/c"), "add/k1 is parked: waits for b/c"),
+        (Whereabouts(TASK, Where.WAITING, "waits for b/c", "p1"), "add/k1 is waiting on p1: waits for b/c"),
         (Whereabouts(TASK, Where.QUEUED, "3 in its queue"), "add/k1 is queued: 3 in its queue"),
         (Whereabouts(TASK, Where.UNSERVED, "why"), "add/k1 is queued, and nobody serves it: why"),
         (Whereabouts(TASK, Where.ORPHANED, "why"), "add/k1 is orphaned: why"),
@@ -80,6 +83,21 @@ def test_a_retry_is_told_with_its_time_and_its_reason() -> None:
 
     assert "(in 30 s)" in told
     assert told.endswith("after attempt 1: too early")
+
+
+def test_a_wait_with_a_limit_is_told_with_its_time() -> None:
+    told = sentence(Whereabouts(TASK, Where.PARKED, "waits for the signal paid", until=NOW + 240), now=NOW)
+
+    assert told.startswith("add/k1 is parked: waits for the signal paid, until ")
+    assert told.endswith("(in 4 min)")
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [("a\nb\t c", "a b c"), ("\x1b[31mred", "[31mred"), ("x" * 20, "xxxxxxxxx…"), ("", "")],
+)
+def test_text_from_elsewhere_is_made_part_of_a_line(given: str, shown: str) -> None:
+    assert console.one_line(given, 10) == shown
 
 
 def test_crashes_in_a_row_are_answered_ever_later_up_to_a_bound() -> None:
