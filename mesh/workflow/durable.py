@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 from prometheus_client import Counter
@@ -44,6 +44,8 @@ from mesh.workflow.parking import Wait
 
 SUBMIT_WITHIN_S = 30.0
 LOOK_EVERY_S = 0.5
+STANDS_STILL_S = 0.25
+"""A run that only undoes has come as far as it can when none of its branches found a record for so long."""
 SAGA = "~~saga"
 """The step that says that a task has something to undo."""
 
@@ -109,6 +111,7 @@ class DurableContext(Context):
         self._payload = payload
         self._steps = steps
         self._has_saga = False
+        self._went_on_at = time.monotonic()
         self._hearing: AsyncExitStack | None = None
         self._hearing_begins = asyncio.Lock()
         self.fibers = services.fibers
@@ -131,9 +134,11 @@ class DurableContext(Context):
             (stored,) = await read_many(self._bus, [self._bus.subjects.result(asked.identity)])
             if stored is not None:
                 self._steps["replayed"].inc()
-                return self._found(asked, stored)
+                found = self._found(asked, stored)
+                await self._went_on(is_failure=found.outcome.failure is not None)
+                return found
         if self._is_unwinding:
-            raise Unwinding
+            await self._unwind()
         self._steps["ran"].inc()
         await self._hear_children()
         expected = self._services.echoes.expect(asked.identity, is_new=True)
@@ -161,9 +166,10 @@ class DurableContext(Context):
             step = await read_step(self._bus, self.identity, name, Step)
             if step is not None:
                 self._steps["replayed"].inc()
+                await self._went_on(is_failure=step.failure is not None)
                 return step
         if self._is_unwinding and not name.startswith("~~undo-"):
-            raise Unwinding
+            await self._unwind()
         self._steps["ran"].inc()
         async with self._flow.working():
             step = await run()
@@ -178,7 +184,7 @@ class DurableContext(Context):
         if wait_s <= 0:
             return
         if self._is_unwinding:
-            raise Unwinding
+            await self._unwind()
         self._check_kept(due)
         is_long = wait_s > self._services.settings.hot_wait_s
         async with self._flow.waiting(Wait(due=due, is_long=is_long)):
@@ -193,7 +199,7 @@ class DurableContext(Context):
         # Also on the first run: a signal may be there before its task asks for it.
         signal = await read_step(self._bus, self.identity, record, Signal)
         if signal is None and self._is_unwinding:
-            raise Unwinding
+            await self._unwind()
         if signal is None:
             wait = Wait((self._bus.subjects.step(self.identity, record),), due, is_long=True)
             async with self._flow.waiting(wait):
@@ -287,6 +293,24 @@ class DurableContext(Context):
                 self._hearing = hearing
 
     # Undoing.
+
+    async def _went_on(self, *, is_failure: bool) -> None:
+        """Take note, while undoing, that a record was found; one that ends a branch waits for the others."""
+        if not self._is_unwinding:
+            return
+        self._went_on_at = time.monotonic()
+        if is_failure:
+            await self._others_stand_still()
+
+    async def _unwind(self) -> NoReturn:
+        """End the run, once every other branch has come as far as the records do."""
+        await self._others_stand_still()
+        raise Unwinding
+
+    async def _others_stand_still(self) -> None:
+        # A branch that ends cancels those beside it, which then register nothing to be undone.
+        while (still_s := time.monotonic() - self._went_on_at) < STANDS_STILL_S:  # noqa: ASYNC110  # stillness is no event
+            await asyncio.sleep(STANDS_STILL_S - still_s)
 
     async def _declare_saga(self) -> None:
         if not self._has_saga and not self._is_unwinding:
