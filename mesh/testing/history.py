@@ -5,18 +5,19 @@ that file and nothing else:
 
 - *lost*: a submission was confirmed, or a stored result sends the task, and no result of it stands;
 - *unexpected*: a result, a run or a dead letter of something that nobody asked for;
-- *repeated*: more than one submission started a task, more than one result was stored for it, or a submitter
-  was told another than stands;
-- *left*: still queued, or counted by a consumer, when everything should be over;
+- *repeated*: more than one submission started a task, more than one result was stored for it, a submitter was
+  told another than stands, or a step of a task came to two values;
+- *left*: still queued, parked without a result, due, or counted by a consumer, when everything should be over;
 - *undue* and *missing*: dead letters that should not, or should, be there;
 - *broken*: peers that ended by themselves, neither drained nor killed.
 
 A submission that was attempted and not confirmed may have a result or none. A handler may run more than
-once; its recorded effects (the result and the tasks it sends) happen once.
+once; its recorded effects (the result, its steps, and the tasks it sends) happen once.
 """
 
 import os
 import signal
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,13 +28,19 @@ from types import TracebackType
 import msgspec
 
 from contracts import headers as names
-from contracts.subjects import Identity, Kind
+from contracts import wire
+from contracts.subjects import Identity, Kind, root_of
+from contracts.workflow import Step
 from mesh.bus import topology
 from mesh.bus.commit import read_outcome
 from mesh.bus.connection import Bus
 from mesh.bus.records import read_range
 
 SHOWN = 10
+LATE_S = 1.0
+"""How long after it is due a timer may still stand."""
+UNDO = "~~undo-"
+"""How names of recorded compensations begin; other names that begin with `~~` are no steps."""
 
 
 class What(StrEnum):
@@ -44,6 +51,10 @@ class What(StrEnum):
     ANSWERED = "answered"
     """The submitter was told an outcome."""
     RAN = "ran"
+    EFFECT = "effect"
+    """A run asked something outside to be done: `detail` is what, `value` the idempotency key."""
+    STEPPED = "stepped"
+    """A step's record, `detail` its name: as it stands at the end, or, without a sequence, as a run was told."""
     ECHOED = "echoed"
     """The server stored a result."""
     RECORDED = "recorded"
@@ -74,6 +85,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of a confirmed submission: it says that it started the task."""
     is_doomed: bool = False
     """Of an attempted task: it is expected to end as a dead letter."""
+    is_workflow: bool = False
+    """Of an attempted task: its runs ask for what is below it."""
     detail: str = ""
 
 
@@ -140,6 +153,7 @@ def check(entries: Iterable[Entry]) -> Findings:
     recorded = {entry.task: entry for entry in by_kind[What.RECORDED]}
     sent = [child for entry in recorded.values() for child in entry.sends]
     asked = attempted.keys() | set(sent)
+    workflows = {_root(entry.task) for entry in attempted.values() if entry.is_workflow}
 
     stored: dict[str, set[int]] = defaultdict(set)
     for entry in (*by_kind[What.ECHOED], *by_kind[What.RECORDED]):
@@ -153,6 +167,13 @@ def check(entries: Iterable[Entry]) -> Findings:
         if stands is not None and (stands.status, stands.value) != (entry.status, entry.value):
             repeated.append(f"{entry.task} told {entry.status}, stands {stands.status}")
 
+    steps: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+    for entry in by_kind[What.STEPPED]:
+        steps[entry.task, entry.detail].add((entry.status, entry.value))
+    repeated += [
+        f"step {name} of {task} came to {sorted(found)}" for (task, name), found in steps.items() if len(found) > 1
+    ]
+
     told = {entry.task for entry in by_kind[What.ANSWERED]}
     seen = {entry.task for kind in (What.RECORDED, What.ECHOED, What.RAN, What.BURIED) for entry in by_kind[kind]}
     buried = {entry.task for entry in by_kind[What.BURIED]}
@@ -161,7 +182,7 @@ def check(entries: Iterable[Entry]) -> Findings:
     statuses = Counter(entry.status for entry in recorded.values())
     return Findings(
         lost=tuple(sorted((confirmed | set(sent) | told) - recorded.keys())),
-        unexpected=tuple(sorted(seen - asked)),
+        unexpected=tuple(sorted(task for task in seen - asked if _root(task) not in workflows)),
         repeated=tuple(sorted(repeated)),
         left=tuple(sorted(entry.task or entry.detail for entry in by_kind[What.LEFT])),
         undue=tuple(
@@ -180,6 +201,7 @@ def check(entries: Iterable[Entry]) -> Findings:
             "dead_letters": len(buried),
             "runs": runs.total(),
             "rerun_tasks": sum(count > 1 for count in runs.values()),
+            **({"steps": len(steps)} if steps else {}),
             **{
                 f"fault_{kind}": count for kind, count in sorted(Counter(e.detail for e in by_kind[What.FAULT]).items())
             },
@@ -188,14 +210,17 @@ def check(entries: Iterable[Entry]) -> Findings:
 
 
 async def observe(bus: Bus, history: History) -> None:
-    """Record every result and dead letter that stands, and what is left in the queue."""
+    """Record every result, step and dead letter that stands, and what is left in the queue."""
     subjects = bus.subjects
+    answered: set[Identity] = set()
     async for stored in read_range(bus, subjects.stream, subjects.results_of()):
         outcome = read_outcome(stored)
+        identity = subjects.parse(stored.subject).identity
+        answered.add(identity)
         history.add(
             Entry(
                 What.RECORDED,
-                task=str(subjects.parse(stored.subject).identity),
+                task=str(identity),
                 sequence=stored.sequence,
                 status=outcome.status,
                 value=text(outcome.value),
@@ -208,15 +233,52 @@ async def observe(bus: Bus, history: History) -> None:
     async for stored in read_range(bus, subjects.stream, subjects.dead_letters_of()):
         task = str(subjects.parse(stored.subject).identity)
         history.add(Entry(What.BURIED, task=task, sequence=stored.sequence, detail=stored.headers[names.DEAD]))
+    async for stored in read_range(bus, subjects.stream, subjects.steps_of()):
+        address = subjects.parse(stored.subject)
+        if address.name.startswith("~~") and not address.name.startswith(UNDO):
+            continue
+        step = wire.decode(Step, stored.data)
+        history.add(
+            Entry(
+                What.STEPPED,
+                task=str(address.identity),
+                sequence=stored.sequence,
+                status="failed" if step.failure is not None else "done",
+                value=text(step.value),
+                attempt=step.attempt,
+                peer=step.peer,
+                detail=address.name,
+            )
+        )
     for pattern in subjects.stored:
         for subject in await topology.queued(bus, pattern):
-            if subjects.parse(subject).kind in (Kind.TASK, Kind.PARK, Kind.WAKE):
+            address = subjects.parse(subject)
+            # A park stays as long as its result.
+            is_over = address.kind is Kind.PARK and address.identity in answered
+            if address.kind in (Kind.TASK, Kind.PARK, Kind.WAKE) and not is_over:
                 history.add(Entry(What.LEFT, detail=subject))
+    for subject in await _timers(bus):
+        address = subjects.parse(subject)
+        # One that is far ahead fires in vain if its task is over.
+        if address.kind is Kind.DUE or int(address.name, 16) / 1_000 < time.time() - LATE_S:
+            history.add(Entry(What.LEFT, detail=subject))
     for name in await topology.served(bus):
         consumer = await bus.api(f"CONSUMER.INFO.{subjects.stream}.{name}")
         if consumer["num_pending"] or consumer["num_ack_pending"]:
             counted = f"{consumer['num_pending']} pending, {consumer['num_ack_pending']} in flight"
             history.add(Entry(What.LEFT, detail=f"consumer {name}: {counted}"))
+
+
+async def _timers(bus: Bus) -> list[str]:
+    """Subjects of timers that are set, or due and not acted on; recurring tasks are none."""
+    subjects = bus.subjects
+    info = await bus.api(f"STREAM.INFO.{subjects.timer_stream}", {"subjects_filter": ">"})
+    return [subject for subject in info["state"].get("subjects") or {} if not subjects.schedule_name(subject)]
+
+
+def _root(task: str) -> str:
+    """The root that a task, as `capability/id`, belongs to."""
+    return root_of(task.partition("/")[2])
 
 
 def text(value: msgspec.Raw | msgspec.UnsetType) -> str:

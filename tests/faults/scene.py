@@ -37,29 +37,40 @@ def seed() -> int:
     return chosen
 
 
-def settings(url: str) -> Settings:
+def settings(url: str, **changes: Any) -> Settings:
     """Short waits, so that take-overs are quick."""
-    return Settings(
-        nats_url=url,
-        prefix="storm",
-        ack_wait_s=ACK_WAIT_S,
-        sweep_s=2.0,
-        beat_s=0.5,
-        grace_s=0.2,
-        stream_bytes_max=2**30,
-    )
+    short = {"ack_wait_s": ACK_WAIT_S, "sweep_s": 2.0, "beat_s": 0.5, "grace_s": 0.2}
+    return Settings(**{"nats_url": url, "prefix": "storm", "stream_bytes_max": 2**30, **short, **changes})
 
 
 @asynccontextmanager
 async def scene(
-    folder: Path, *, peers: int, seed: int, points: Mapping[Point, float] | None = None, times_max: int | None = None
+    folder: Path,
+    *,
+    peers: int,
+    seed: int,
+    points: Mapping[Point, float] | None = None,
+    times_max: int | None = None,
+    pauses: Mapping[Point, float] | None = None,
+    workload: str = "tests.faults.workload",
+    **changes: Any,
 ) -> AsyncIterator[Scene]:
-    """Everything a fault test needs, with `peers` of them ready. What it leaves behind is in `folder`."""
-    orders = Orders(str(folder / "history.jsonl"), seed, str(folder / "release"), dict(points or {}), times_max)
+    """Everything a fault test needs, with `peers` of them ready; `changes` are to the settings.
+
+    What it leaves behind is in `folder`.
+    """
+    orders = Orders(
+        history=str(folder / "history.jsonl"),
+        seed=seed,
+        release=str(folder / "release"),
+        points=dict(points or {}),
+        times_max=times_max,
+        pauses=dict(pauses or {}),
+    )
     with local_server(folder / "store") as server, History(Path(orders.history)) as history:
-        ours = settings(server.url)
+        ours = settings(server.url, **changes)
         fleet = Fleet(
-            [sys.executable, "-m", "tests.faults.workload", msgspec.json.encode(orders).decode()],
+            [sys.executable, "-m", workload, msgspec.json.encode(orders).decode()],
             size=peers,
             env=_environment(ours),
             cwd=ROOT,
@@ -82,13 +93,15 @@ async def ask(
     *,
     patience_s: float | None = None,
     is_doomed: bool = False,
+    is_workflow: bool = False,
+    deadline_s: float | None = None,
 ) -> Outcome:
     """Submit a task until that is confirmed, wait for its outcome, and record both."""
     task = Identity(capability, key)
-    scene.history.add(Entry(What.ATTEMPTED, task=str(task), is_doomed=is_doomed))
+    scene.history.add(Entry(What.ATTEMPTED, task=str(task), is_doomed=is_doomed, is_workflow=is_workflow))
     if not is_doomed:
         scene.submitted.append((task, payload))
-    handle = await submit_surely(scene.client, task, payload, patience_s=patience_s)
+    handle = await submit_surely(scene.client, task, payload, patience_s=patience_s, deadline_s=deadline_s)
     scene.history.add(Entry(What.CONFIRMED, task=str(task), is_new=handle.is_new))
     outcome: Outcome = await handle.outcome()
     scene.history.add(Entry(What.ANSWERED, task=str(task), status=outcome.status, value=text(outcome.value)))
@@ -100,8 +113,9 @@ async def findings(scene: Scene, *, within_s: float = QUIET_WITHIN_S) -> Finding
     bus = scene.client.bus
 
     async def is_quiet() -> bool:
-        if await topology.queued(bus, bus.subjects.tasks_of()):
-            return False
+        for pattern in (bus.subjects.tasks_of(), *bus.subjects.wakes_of("*")):
+            if await topology.queued(bus, pattern):
+                return False
         for name in await topology.served(bus):
             consumer = await bus.api(f"CONSUMER.INFO.{bus.subjects.stream}.{name}")
             if consumer["num_pending"] or consumer["num_ack_pending"]:

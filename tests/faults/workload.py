@@ -12,13 +12,14 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 from tenacity.wait import wait_fixed
 
 from mesh import Agent, Context, Permanent, Transient
-from mesh.peer import Peer
+from mesh.peer import Hosted, Peer
 from mesh.settings import Settings
 from mesh.testing import eventually
 from mesh.testing.faults import KillPoints, Point
@@ -30,8 +31,8 @@ ATTEMPTS_OF_POISON = 3
 class Orders(msgspec.Struct, frozen=True):
     """What one peer process is told.
 
-    `points` are chances to die, by name, each taken at most `times_max` times; where `release` exists, `hold`
-    tasks go on.
+    `points` are chances to die, by name, each taken at most `times_max` times, and `pauses` the longest times to
+    dawdle there; where `release` exists, `hold` tasks go on.
     """
 
     history: str
@@ -39,6 +40,7 @@ class Orders(msgspec.Struct, frozen=True):
     release: str
     points: dict[Point, float] = {}
     times_max: int | None = None
+    pauses: dict[Point, float] = {}
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -130,12 +132,13 @@ def agent(history: History, dice: random.Random, release: Path) -> Agent:
     return workload
 
 
-async def main(orders: Orders) -> None:
+async def serve(orders: Orders, hosted: Callable[[History, random.Random, Path], Sequence[Hosted]]) -> None:
+    """Be a peer with its points to die at, until told to leave."""
     dice = random.Random(f"{orders.seed} {os.getpid()}")
     me = str(os.getpid())
     with History(Path(orders.history)) as history:
-        KillPoints(orders.points, dice, history, me, orders.times_max).install()
-        peer = Peer(agent(history, dice, Path(orders.release)).hosted, settings=Settings())
+        KillPoints(orders.points, dice, history, me, orders.times_max, orders.pauses).install()
+        peer = Peer(*hosted(history, dice, Path(orders.release)), settings=Settings())
 
         async def tell_when_ready() -> None:
             await eventually(lambda: peer.is_ready()[0], within_s=300)
@@ -147,5 +150,10 @@ async def main(orders: Orders) -> None:
             told.cancel()
 
 
+def main() -> None:
+    orders = msgspec.json.decode(sys.argv[1], type=Orders)
+    asyncio.run(serve(orders, lambda *given: [agent(*given).hosted]))
+
+
 if __name__ == "__main__":
-    asyncio.run(main(msgspec.json.decode(sys.argv[1], type=Orders)))
+    main()

@@ -295,18 +295,21 @@ async def test_agents_that_would_flood_their_reviewers_wait_until_there_is_room(
         assert len(await read_inbox(mesh.bus)) == 2
 
 
-async def test_what_a_cancelled_task_asked_waits_for_nobody(command_line: Any, shop: None, mesh: Mesh) -> None:
-    handle = await mesh.submit(refund, Wish(20), key="r-1")
-    (question,) = await waiting(mesh, 1)
-    await handle.cancel()
-    await handle.outcome(within_s=20)
+async def test_what_a_cancelled_task_asked_waits_for_nobody(command_line: Any, settings: Settings, mesh: Mesh) -> None:
+    async with hosting(agent, settings=settings):
+        async with hosting(people, settings=settings):
+            handle = await mesh.submit(refund, Wish(20), key="r-1")
+            (question,) = await waiting(mesh, 1)
+        # Nobody is left to answer it `cancelled`.
+        await handle.cancel()
 
-    listed = await command_line("inbox", "ls")
-    answered = await command_line("inbox", "answer", question.task.id)
+        listed = await command_line("inbox", "ls")
+        answered = await command_line("inbox", "answer", question.task.id)
 
     assert listed.out == ""
-    assert answered.code != 0
-    assert "cancelled" in answered.err
+    assert "1 more are asked by tasks that were cancelled or are over" in listed.err
+    assert answered.code == 5
+    assert "asks nobody any more: refund/r-1 is cancelled" in answered.err
 
 
 async def test_what_a_failed_task_asked_waits_for_nobody(command_line: Any, settings: Settings, mesh: Mesh) -> None:
@@ -316,8 +319,12 @@ async def test_what_a_failed_task_asked_waits_for_nobody(command_line: Any, sett
     async def ask_and_fail(ctx: Context) -> None:
         async with asyncio.TaskGroup() as branches:
             branches.create_task(ctx.approve("now"))
+            await ctx.step("asked", asked)
             await ctx.signal("enough")
             raise Permanent("no patience")
+
+    async def asked() -> int:
+        return len(await eventually(lambda: read_inbox(mesh.bus)))
 
     async with hosting(hasty, people, settings=settings):
         handle = await mesh.submit("hasty", key="x-1")

@@ -58,7 +58,9 @@ async def test_a_schedule_submits_one_task_a_tick_whichever_peer_keeps_time(
     assert (removed.code, removed.out) == (0, "tick is removed\n")
     seconds = clock.seconds()
     assert len(seconds) == len(clock.ran) >= 6
-    assert seconds == list(range(seconds[0], seconds[0] + len(seconds)))
+    assert len(set(seconds)) == len(seconds)
+    # A tick that nobody took within its second gives way to the next one; a stalled machine may lose one like that.
+    assert max(seconds) - min(seconds) <= len(seconds)
     assert all(payload == {"of": "noon"} for _, payload in clock.ran)
 
 
