@@ -40,7 +40,7 @@ from contracts.workflow import Answer, AtDeadline, Proposal, Step, Verdict
 from mesh import payload as payloads
 from mesh.digest import digest
 from mesh.endings import HUMAN, Decision, Escalate, Handoff
-from mesh.errors import DuplicateStep, MeshError, NobodyAnswered, NonDeterminism, Permanent, TaskUnfinished
+from mesh.errors import DuplicateStep, MeshError, NobodyAnswered, NonDeterminism, Permanent
 from mesh.payload import ANYTHING, Shape, shape_of
 from mesh.reference import Reference
 from mesh.results import Mapped, value_of
@@ -507,8 +507,6 @@ class Verbs(TaskContext):
             else:
                 answer = handler(asked.payload, self._beneath(asked)) if handler is not None else None
             answer = await answer if inspect.isawaitable(answer) else answer
-        except TaskUnfinished as unfinished:
-            return Answered(unfinished.outcome, self.content_type)
         except Permanent as error:
             failure = Failure(kind=FailureKind.PERMANENT, error=type(error).__name__, message=str(error))
             return Answered(Outcome(status=Status.FAILED, failure=failure), self.content_type)

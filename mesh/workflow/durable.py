@@ -8,7 +8,7 @@ at once (agents hold no rights to read a stream at large).
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -130,40 +130,45 @@ class DurableContext(Context):
 
     async def _ask(self, asked: Asked[Any], *, is_missing: bool = False) -> Answered:
         self.has_records = True
-        if not self._is_first and not is_missing:
-            (stored,) = await read_many(self._bus, [self._bus.subjects.result(asked.identity)])
-            if stored is not None:
-                self._steps["replayed"].inc()
-                found = self._found(asked, stored)
-                await self._went_on(is_failure=found.outcome.failure is not None)
-                return found
-        if self._is_unwinding:
-            await self._unwind()
-        self._steps["ran"].inc()
-        await self._hear_children()
-        expected = self._services.echoes.expect(asked.identity, is_new=True)
-        is_long = asked.identity.capability == HUMAN
-        wait = Wait((self._bus.subjects.result(asked.identity),), is_long=is_long)
-        async with self._flow.waiting(wait):
-            with self._flow.arming():
+        # Parked before its child is submitted, the task would wait for what nobody was asked for.
+        with ExitStack() as arming:
+            arming.enter_context(self._flow.arming())
+            if not self._is_first and not is_missing:
+                (stored,) = await read_many(self._bus, [self._bus.subjects.result(asked.identity)])
+                if stored is not None:
+                    self._steps["replayed"].inc()
+                    found = self._found(asked, stored)
+                    await self._went_on(is_failure=found.outcome.failure is not None)
+                    return found
+            if self._is_unwinding:
+                await self._unwind()
+            self._steps["ran"].inc()
+            await self._hear_children()
+            expected = self._services.echoes.expect(asked.identity, is_new=True)
+            is_long = asked.identity.capability == HUMAN
+            wait = Wait((self._bus.subjects.result(asked.identity),), is_long=is_long)
+            async with self._flow.waiting(wait):
                 existing = await self._submit(asked)
-            if existing is not None and self._is_result(existing):
-                stored = existing
-            else:
-                stored = await self._services.echoes.wait(expected)
-        return self._found(asked, stored)
+                arming.close()
+                if existing is not None and self._is_result(existing):
+                    stored = existing
+                else:
+                    stored = await self._services.echoes.wait(expected)
+            return self._found(asked, stored)
 
     async def _ask_many(self, asked: list[Asked[Any]]) -> list[Answered | None]:
         if self._is_first:
             return [None] * len(asked)
-        found = await read_many(self._bus, [self._bus.subjects.result(one.identity) for one in asked])
+        with self._flow.arming():
+            found = await read_many(self._bus, [self._bus.subjects.result(one.identity) for one in asked])
         self._steps["replayed"].inc(sum(stored is not None for stored in found))
         return [None if stored is None else self._found(one, stored) for one, stored in zip(asked, found, strict=True)]
 
     async def _once(self, name: str, run: Callable[[], Coroutine[Any, Any, Step]]) -> Step:
         self.has_records = True
         if not self._is_first:
-            step = await read_step(self._bus, self.identity, name, Step)
+            with self._flow.arming():
+                step = await read_step(self._bus, self.identity, name, Step)
             if step is not None:
                 self._steps["replayed"].inc()
                 await self._went_on(is_failure=step.failure is not None)
@@ -197,7 +202,8 @@ class DurableContext(Context):
         if due is not None:
             self._check_kept(due)
         # Also on the first run: a signal may be there before its task asks for it.
-        signal = await read_step(self._bus, self.identity, record, Signal)
+        with self._flow.arming():
+            signal = await read_step(self._bus, self.identity, record, Signal)
         if signal is None and self._is_unwinding:
             await self._unwind()
         if signal is None:
@@ -219,11 +225,12 @@ class DurableContext(Context):
             await asyncio.sleep(LOOK_EVERY_S if due is None else max(0.0, min(LOOK_EVERY_S, due - time.time())))
 
     async def _admit_to_inbox(self, asked: Asked[Any]) -> None:
-        if not self._is_first:
-            found = await read_many(self._bus, [self._bus.subjects.result(asked.identity)])
-            if found[0] is not None:
-                return
-        await self._services.inbox.admit(asked.identity)
+        with self._flow.arming():
+            if not self._is_first:
+                (found,) = await read_many(self._bus, [self._bus.subjects.result(asked.identity)])
+                if found is not None:
+                    return
+            await self._services.inbox.admit(asked.identity)
 
     def _is_new_task(self) -> bool:
         return self._is_first
@@ -309,13 +316,14 @@ class DurableContext(Context):
 
     async def _others_stand_still(self) -> None:
         # A branch that ends cancels those beside it, which then register nothing to be undone.
-        while (still_s := time.monotonic() - self._went_on_at) < STANDS_STILL_S:  # noqa: ASYNC110  # stillness is no event
+        while (still_s := time.monotonic() - self._went_on_at) < STANDS_STILL_S:  # noqa: ASYNC110  # no event
             await asyncio.sleep(STANDS_STILL_S - still_s)
 
     async def _declare_saga(self) -> None:
         if not self._has_saga and not self._is_unwinding:
             self._has_saga = self.has_records = True
-            await write_step(self._bus, self.identity, SAGA, Step(), ttl_s=self.ttl_s())
+            with self._flow.arming():
+                await write_step(self._bus, self.identity, SAGA, Step(), ttl_s=self.ttl_s())
 
     async def undo(self) -> None:
         """Run the compensations that this run registered, last one first; those on record not again.

@@ -6,8 +6,8 @@ Rules.
   against no slot.
 - The timeout counts the time in which the slot is held.
 - A run parks when every verb in flight has waited `hot_s` without one of them ending, at once when all of them are
-  long, and when the peer has too many that wait. A step in flight keeps it in memory, and so does a child that is
-  being submitted: nobody would wake a task for a child that was never asked for.
+  long, and when the peer has too many that wait. A step in flight keeps it in memory, and so does a verb that has
+  not come to its wait yet: nobody would wake a task for a child that was never asked for.
 """
 
 import asyncio
@@ -106,7 +106,8 @@ class Flow:
 
     @contextmanager
     def arming(self) -> Iterator[None]:
-        """Stay in memory while the block sees to it that a wait can end."""
+        """Stay in memory while the block looks for what is on record, or sees to it that a wait can end."""
+        self._check()
         self._arming += 1
         try:
             yield

@@ -19,6 +19,9 @@ from contracts.outcome import Status
 from contracts.subjects import Identity
 from contracts.workflow import Answer, Verdict
 from mesh.bus import topology
+from mesh.bus.parks import publish_wake, wake
+from mesh.bus.records import read
+from mesh.client import Mesh
 from mesh.testing import eventually
 from mesh.testing.faults import Fault, KillBroker, KillPeer, Point, RestartBroker, Scene, repeated_until_done
 from mesh.testing.history import UNDO, Entry, Findings, What
@@ -230,7 +233,7 @@ async def test_no_task_stays_parked_when_what_it_waits_for_is_there(tmp_path: Pa
         asking = [ask_flow(here, "burst", f"b{number}", storm) for number, storm in enumerate(storms)]
         asking += [ask_flow(here, "listen", f"l{number}", 3) for number in range(signals)]
         asking += [send(here, number) for number in range(signals)]
-        found = await play(here, asking, faults=[KillPeer()], every_s=2.0, within_s=60.0 if parents < 100 else 200.0)
+        found = await play(here, asking, faults=[KillPeer()], every_s=2.0, within_s=40.0 if parents < 100 else 200.0)
 
         assert not found.violations, str(found)
         for number, storm in enumerate(storms):
@@ -238,6 +241,32 @@ async def test_no_task_stays_parked_when_what_it_waits_for_is_there(tmp_path: Pa
             assert below(here, f"b{number}") == {"tick": sum(map(len, storm.rounds))}
         for number in range(signals):
             assert results(here)[f"listen/l{number}"].value == "[0,1,2]"
+
+
+async def test_a_wake_that_meets_one_already_looked_for_and_one_already_spent_is_not_lost(mesh: Mesh) -> None:
+    task, bus, subjects = Identity("parent", "p"), mesh.bus, mesh.bus.subjects
+    await bus.store(subjects.park(task), b"{}")
+    await wake(bus, task)
+    await wake(bus, task)
+    # The run under the first wake ends, and whoever has the second one turns it into a wake, and is slow to ack it.
+    await settled(mesh, subjects.wake(task))
+    await publish_wake(bus, task)
+
+    async with asyncio.TaskGroup() as fibers:
+        # The run under that wake has made its last look when another child ends.
+        waking = fibers.create_task(wake(bus, task))
+        await asyncio.wait([waking], timeout=0.5)
+        await settled(mesh, subjects.wake(task, is_again=True))
+        await settled(mesh, subjects.wake(task))
+
+    assert await topology.queued(bus, subjects.wakes_of("parent")[0])
+
+
+async def settled(mesh: Mesh, subject: str) -> None:
+    """Take a message away, as its ack does."""
+    stored = await read(mesh.bus, subject)
+    assert stored is not None
+    await mesh.bus.api(f"STREAM.MSG.DELETE.{mesh.bus.subjects.stream}", {"seq": stored.sequence})
 
 
 # Sagas.

@@ -10,9 +10,11 @@ from mesh.bus.commit import ack as real_ack
 from mesh.bus.connection import Bus
 from mesh.bus.parks import is_parked, publish_wake, wake
 from mesh.bus.pull import Delivery
+from mesh.human import agent as people
 from mesh.runtime import settle
 from mesh.settings import Settings
 from mesh.testing import eventually, hosting
+from mesh.workflow.inbox import Inbox, unanswered
 
 
 async def test_a_child_that_ends_between_its_parents_last_look_and_its_ack_wakes_it(
@@ -76,3 +78,24 @@ async def test_a_task_that_is_not_parked_or_has_a_result_is_not_woken(mesh: Mesh
     assert not await is_parked(mesh.bus, fresh)
     info = await mesh.bus.api(f"STREAM.INFO.{subjects.stream}", {"subjects_filter": ">"})
     assert set(info["state"]["subjects"]) == {subjects.park(done), subjects.result(done)}
+
+
+async def test_a_branch_that_is_about_to_ask_is_not_parked_away(
+    mesh: Mesh, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Agent("hasty")
+    admit = Inbox.admit
+
+    async def slow(self: Inbox, task: Identity) -> None:
+        await asyncio.sleep(0.1)  # a slow link is the fault
+        await admit(self, task)
+
+    monkeypatch.setattr(Inbox, "admit", slow)
+
+    @agent.handles("hasty")
+    async def hasty(ctx: Context) -> None:
+        await ctx.gather(ctx.approve("now"), ctx.signal("enough"))
+
+    async with hosting(agent, people, settings=settings):
+        await mesh.submit(hasty, key="x-1")
+        await eventually(lambda: unanswered(mesh.bus), within_s=5)
