@@ -35,6 +35,8 @@ FOR_EVER_S = 3_600.0
 DOOMED = (Status.FAILED,)
 
 slow = pytest.mark.slow
+# Their take-overs need time that a loaded machine does not give: part of `make faults`.
+pytestmark = slow
 
 
 def flows(folder: Path, *, peers: int, seed: int, **changes: Any) -> AbstractAsyncContextManager[Scene]:
