@@ -35,7 +35,7 @@ FOR_EVER_S = 3_600.0
 DOOMED = (Status.FAILED,)
 
 slow = pytest.mark.slow
-# Their take-overs need time that a loaded machine does not give: part of `make faults`.
+# Some of them failed beside other load, and it is not known yet why: part of `make faults` until it is.
 pytestmark = slow
 
 
