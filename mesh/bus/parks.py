@@ -10,6 +10,9 @@ that outlasts memory, and stays; from then on the task runs when a wake is deliv
   where a read from a lagging replica may miss it.
 - A wake that meets another one may come too late for that one, whose run has perhaps read everything already. So
   it is left as `wake@again`, which whoever gets it turns into a wake when the first one is acked.
+- A wake that meets both relies on the `wake@again` only if that is the younger one: an older one may be spent, its
+  wake published and only its ack outstanding. Then it is tried again, with no slot held meanwhile. A `wake@again`
+  that meets a younger wake has nothing left to do.
 - No wake is published for a task that has a result.
 """
 
@@ -28,6 +31,7 @@ from mesh.errors import BusUnavailable, PublishUnconfirmed, SequenceConflict
 
 _KEPT = (names.CONTENT_TYPE, names.TRACEPARENT, names.TRACESTATE)
 _NEVER = str(2**62)
+AGAIN_S_MAX = 2.0
 
 
 async def park(bus: Bus, task: Identity, delivery: Delivery, envelope: Task, *, ttl_s: float) -> None:
@@ -58,12 +62,18 @@ def parked_since(park: Stored) -> float:
 
 async def is_parked(bus: Bus, task: Identity) -> bool:
     """Whether the task has a park record, as the stream's leader has it. Repeated until it answers."""
-    question = {names.EXPECTED_SUBJECT_SEQUENCE: _NEVER, names.EXPECTED_SUBJECT: bus.subjects.park(task)}
+    return await standing(bus, task, bus.subjects.park(task)) > 0
+
+
+async def standing(bus: Bus, task: Identity, subject: str) -> int:
+    """The sequence of a task's record, 0 for none, as the stream's leader has it. Repeated until it answers."""
+    # Asked on the wake's subject, the one of another capability's that every peer may write to.
+    question = {names.EXPECTED_SUBJECT_SEQUENCE: _NEVER, names.EXPECTED_SUBJECT: subject}
     while True:
         try:
             await bus.store(bus.subjects.wake(task), b"", question)
         except SequenceConflict as refusal:
-            return refusal.sequence > 0
+            return refusal.sequence
         except (BusUnavailable, PublishUnconfirmed):
             await bus.until_connected()
             await asyncio.sleep(RETRY_S)
@@ -79,9 +89,21 @@ async def wake(bus: Bus, task: Identity) -> bool:
     """
     if not await is_parked(bus, task):
         return False
-    if not await publish_wake(bus, task):
-        await create_once(bus, bus.subjects.wake(task, is_again=True), b"", {}, within=_unanswered(bus, task))
+    wait_s = RETRY_S
+    while not await publish_wake(bus, task) and not await _is_left(bus, task):
+        await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, AGAIN_S_MAX)
     return True
+
+
+async def _is_left(bus: Bus, task: Identity) -> bool:
+    """Leave a wake that met another one for later. False: it cannot be told whether anybody looks later."""
+    subjects = bus.subjects
+    woken_at = await standing(bus, task, subjects.wake(task))
+    if await create_once(bus, subjects.wake(task, is_again=True), b"", {}, within=_unanswered(bus, task)):
+        return True
+    again_at = await standing(bus, task, subjects.wake(task, is_again=True))
+    return again_at > woken_at > 0 or await standing(bus, task, subjects.result(task)) > 0
 
 
 async def wake_tree(bus: Bus, task: Identity) -> None:

@@ -14,7 +14,7 @@ from contracts.subjects import AGAIN, Address, Identity, Kind, is_legal_id, stan
 from contracts.task import Sender
 from mesh.bus import topology
 from mesh.bus.commit import ack, nak, read_result
-from mesh.bus.parks import publish_wake
+from mesh.bus.parks import publish_wake, standing
 from mesh.bus.pull import Delivery, Pull
 from mesh.capability import Capability
 from mesh.context import BlockingContext
@@ -203,10 +203,14 @@ class Intake:
             self._free(attempt)
 
     async def _wake_again(self, identity: Identity, delivery: Delivery) -> None:
-        """A wake that met another one: it becomes a wake once that one is acked, or has nothing left to wake."""
+        """A wake that met another one: it becomes a wake once that one is acked, unless a younger one stands."""
         host = self._host
         try:
-            is_over = await publish_wake(host.bus, identity) or await read_result(host.bus, identity) is not None
+            is_over = (
+                await publish_wake(host.bus, identity)
+                or await standing(host.bus, identity, host.bus.subjects.wake(identity)) > delivery.sequence
+                or await read_result(host.bus, identity) is not None
+            )
         except (BusUnavailable, PublishUnconfirmed, PublishRejected):
             is_over = False
         self._wanted.set()

@@ -44,6 +44,7 @@ async def settle(host: Host, attempt: Attempt, verdict: Verdict) -> None:
         case Park(waits):
             await _park(host, attempt, waits)
         case Superseded():
+            attempt.slot.give()
             await wake(host.bus, attempt.identity)
             await ack(host.bus, attempt.delivery)
         case _:
@@ -126,6 +127,8 @@ async def _wake_parent(host: Host, attempt: Attempt) -> None:
         return
     *above, _ = ancestry(attempt.identity, task.lineage)
     if task.is_awaited and above:
+        # It may have to wait for a run of the parent, which may need this very slot.
+        attempt.slot.give()
         await wake(host.bus, above[-1])
 
 
