@@ -1,19 +1,21 @@
 """The table of running tasks that a peer shares with its heartbeat process.
 
-One writer, one reader, no lock: each row has a version that is odd while it is written, and the reader skips
-what changed under it; the next scan sees it. A header word says that a scan is under way, so that the
-writer can make sure that no heartbeat follows a nak.
+One writer, one reader, no lock: each row carries a checksum, and the reader skips a row that is half
+written; the next scan sees it. (A version counter does not do: `struct.pack_into` clears a word before it
+writes it, so that the reader may see the same 0 before and after a change.) A header word says that a scan
+is under way, so that the writer can make sure that no heartbeat follows a nak.
 """
 
 import mmap
 import struct
+import zlib
 from collections.abc import Iterator
 
 _HEADER = struct.Struct("<Q")
-_ROW_HEAD = struct.Struct("<IIdd")  # version, length of the reply subject, began, until
-_VERSION = struct.Struct("<I")
-REPLY_BYTES_MAX = 384 - _ROW_HEAD.size
+_CHECKSUM = struct.Struct("<I")  # of all that follows it
+_ROW_HEAD = struct.Struct("<Idd")  # length of the reply subject, began, until
 _ROW_SIZE = 384
+REPLY_BYTES_MAX = _ROW_SIZE - _CHECKSUM.size - _ROW_HEAD.size
 _HEADER_SIZE = 64
 
 
@@ -57,13 +59,10 @@ class BeatTable:
     def _write(self, row: int, reply: bytes, began: float, until: float) -> None:
         if len(reply) > REPLY_BYTES_MAX:
             raise ValueError(f"ack subject of {len(reply)} bytes exceeds {REPLY_BYTES_MAX}")
+        content = _ROW_HEAD.pack(len(reply), began, until) + reply
+        whole = _CHECKSUM.pack(zlib.crc32(content)) + content
         at = _HEADER_SIZE + row * _ROW_SIZE
-        version: int = _VERSION.unpack_from(self._memory, at)[0]
-        _VERSION.pack_into(self._memory, at, (version + 1) & 0xFFFFFFFF)
-        start = at + _ROW_HEAD.size
-        self._memory[start : start + len(reply)] = reply
-        _ROW_HEAD.pack_into(self._memory, at, (version + 1) & 0xFFFFFFFF, len(reply), began, until)
-        _VERSION.pack_into(self._memory, at, (version + 2) & 0xFFFFFFFF)
+        self._memory[at : at + len(whole)] = whole
 
     # The reader's side.
 
@@ -77,10 +76,10 @@ class BeatTable:
         """Ack subjects of tasks that have run a while and are still spoken for."""
         for row in range(self._slots):
             at = _HEADER_SIZE + row * _ROW_SIZE
-            version, length, began, until = _ROW_HEAD.unpack_from(self._memory, at)
-            if not length or version & 1 or now - began < older_than_s or now > until:
+            copy = self._memory[at : at + _ROW_SIZE]
+            length, began, until = _ROW_HEAD.unpack_from(copy, _CHECKSUM.size)
+            if not length or now - began < older_than_s or now > until:
                 continue
-            start = at + _ROW_HEAD.size
-            reply = bytes(self._memory[start : start + length])
-            if _VERSION.unpack_from(self._memory, at)[0] == version:
-                yield reply.decode("utf-8", "replace")
+            end = _CHECKSUM.size + _ROW_HEAD.size + length
+            if _CHECKSUM.unpack_from(copy)[0] == zlib.crc32(copy[_CHECKSUM.size : end]):
+                yield copy[_CHECKSUM.size + _ROW_HEAD.size : end].decode("utf-8", "replace")
