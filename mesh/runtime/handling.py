@@ -104,6 +104,8 @@ class Handling:
         finally:
             await self._close()
         # A handler may have swallowed its cancellation and returned something: it is not its answer.
+        if self._is_overtaken():
+            return self._hand_over()
         if self._is_parked():
             assert attempt.flow is not None, "only a flow parks"
             return Park(attempt.flow.parked_waits)
@@ -123,6 +125,8 @@ class Handling:
                     await self._capability.call(self._argument, context)
                 await context.undo()
         except Exception as error:  # a compensation's errors become values, too
+            if self._is_overtaken():
+                return self._hand_over()
             failure = failed(FailureKind.TRANSIENT, error)
             log.warning("%s: undoing failed: %s", attempt.identity, failure.message, exc_info=error)
             used, limit = self._ledger.used + 1, UNDO_SHARE * self._capability.limits.attempts
@@ -188,7 +192,7 @@ class Handling:
         else:
             failure = failed(FailureKind.TRANSIENT, error)
             after_s = error.after_s if isinstance(error, Transient) else None
-        if not self._is_parked():
+        if not self._is_parked() and not self._is_overtaken():
             log.warning(
                 "%s attempt %d failed: %s: %s", attempt.identity, attempt.number, failure.error, failure.message,
                 exc_info=None if isinstance(error, (Transient, TimeoutError)) else raised,
@@ -270,6 +274,12 @@ class Handling:
         attempt = self.attempt
         is_parking = attempt.flow is not None and attempt.flow.is_parking and not attempt.is_cancelled
         return is_parking and attempt.scope is not None and attempt.scope.expired()
+
+    def _is_overtaken(self) -> bool:
+        return self.attempt.flow is not None and self.attempt.flow.is_overtaken
+
+    def _hand_over(self) -> HandBack:
+        return HandBack("overtaken by another run", delay_s=self.host.settings.ack_wait_s, is_recorded=True)
 
     def _on_waiting(self, is_waiting: bool) -> None:
         attempt = self.attempt

@@ -182,7 +182,11 @@ class DurableContext(Context):
             if step.value is not msgspec.UNSET and len(bytes(step.value)) > limit:
                 raise ContractError(f"value of {len(bytes(step.value))} bytes of step {name!r} exceeds {limit} bytes")
             step = msgspec.structs.replace(step, peer=self._services.peer)
-            return await write_step(self._bus, self.identity, name, step, ttl_s=self.ttl_s())
+            stands = await write_step(self._bus, self.identity, name, step, ttl_s=self.ttl_s())
+        if (stands.peer, stands.at) != (step.peer, step.at):
+            # One of both runs is a stalled owner's. Whichever it is, the other is ahead, and one is enough.
+            await self._flow.overtaken()
+        return stands
 
     async def _until(self, due: float) -> None:
         wait_s = due - time.time()

@@ -8,12 +8,14 @@ Rules.
 - A run parks when every verb in flight has waited `hot_s` without one of them ending, at once when all of them are
   long, and when the peer has too many that wait. A step in flight keeps it in memory, and so does a verb that has
   not come to its wait yet: nobody would wake a task for a child that was never asked for.
+- A run whose step another run of the task recorded first has been overtaken, and ends.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 from mesh.workflow.parking import Wait, parks_at
 from mesh.workflow.slots import Slot
@@ -68,6 +70,7 @@ class Flow:
         self.scope: asyncio.Timeout | None = None
         self.parked_waits: tuple[Wait, ...] = ()
         self.is_parking = False
+        self.is_overtaken = False
 
     def timeout(self) -> asyncio.Timeout:
         """The scope in which the handler runs."""
@@ -81,14 +84,18 @@ class Flow:
     @property
     def is_waiting(self) -> bool:
         """Whether it could be parked now."""
-        return bool(self._waits) and not self._busy and not self._arming and not self.is_parking
+        return bool(self._waits) and not self._busy and not self._arming and not self._is_ending
+
+    @property
+    def _is_ending(self) -> bool:
+        return self.is_parking or self.is_overtaken
 
     @asynccontextmanager
     async def waiting(self, wait: Wait) -> AsyncIterator[None]:
         """Hold no slot while the block waits; have it again after it, unless another verb waits still.
 
         Raises:
-            CancelledError: the run is being parked.
+            CancelledError: the run is being parked, or was overtaken.
         """
         self._check()
         self._begin(wait)
@@ -136,6 +143,16 @@ class Flow:
         self.is_parking = True
         self.scope.reschedule(self._loop.time())
 
+    async def overtaken(self) -> NoReturn:
+        """Have the run end at once: another run of the same task is ahead of it."""
+        self.is_overtaken = True
+        if self.scope is not None and not self.scope.expired():
+            self.scope.reschedule(self._loop.time())
+            # Only a scope that ended its task itself takes the cancellation for its own.
+            while not self.scope.expired():  # noqa: ASYNC110  # no event
+                await asyncio.sleep(0)
+        raise asyncio.CancelledError("the task was overtaken")
+
     def hurry(self) -> None:
         """Park as soon as it may."""
         self._hot_s = 0.0
@@ -148,8 +165,8 @@ class Flow:
             self._alarm = None
 
     def _check(self) -> None:
-        if self.is_parking:
-            raise asyncio.CancelledError("the task is being parked")
+        if self._is_ending:
+            raise asyncio.CancelledError("the run ends here")
 
     def _begin(self, wait: Wait) -> None:
         self._waits[wait] = None
@@ -183,7 +200,7 @@ class Flow:
         self._release_if_waiting()
 
     def _reschedule(self, runs_out_at: float | None) -> None:
-        if self.scope is not None and not self.scope.expired() and not self.is_parking:
+        if self.scope is not None and not self.scope.expired() and not self._is_ending:
             self.scope.reschedule(self._ends_at(runs_out_at))
 
     def _ends_at(self, runs_out_at: float | None) -> float | None:

@@ -5,11 +5,14 @@ import random
 import time
 from collections import Counter
 
+import msgspec
 import pytest
 
 from contracts.outcome import FailureKind
+from contracts.workflow import Step
 from mesh import Agent, Context, Mesh, Permanent, TaskCancelled, TaskExpired, TaskFailed, Transient
 from mesh.bus import topology
+from mesh.bus.steps import write_step
 from mesh.settings import Settings
 from mesh.testing import eventually, hosting
 
@@ -391,3 +394,47 @@ async def test_a_compensation_registered_last_before_a_wait_is_run(mesh: Mesh, s
             await handle.result(within_s=20)
 
     assert undone == ["flight"]
+
+
+@pytest.mark.parametrize("is_branching", [False, True])
+async def test_a_run_whose_step_another_run_recorded_first_ends_and_undoes_nothing(
+    mesh: Mesh, settings: Settings, is_branching: bool
+) -> None:
+    agent = Agent("tester")
+    ran: Counter[str] = Counter()
+
+    @agent.handles("errand")
+    async def errand(ctx: Context) -> list[str]:
+        ran["handler"] += 1
+
+        async def overtaken() -> str:
+            """Another run, in all that this one can see, does the step meanwhile."""
+            ran["first"] += 1
+            ahead = Step(value=msgspec.Raw(b'"theirs"'), peer="another", at=time.time())
+            await write_step(mesh.bus, ctx.identity, "first", ahead, ttl_s=60)
+            return "mine"
+
+        async def later(name: str) -> str:
+            ran[name] += 1
+            return name
+
+        async def branch() -> list[str]:
+            return [await ctx.step("first", overtaken), await ctx.step("second", later, "second")]
+
+        def undo() -> None:
+            ran["undo"] += 1
+
+        await ctx.compensate(undo)
+        if not is_branching:
+            return await branch()
+        async with asyncio.TaskGroup() as group:
+            told = group.create_task(branch())
+        return told.result()
+
+    async with hosting(agent, settings=settings) as peer:
+        handle = await mesh.submit(errand)
+        assert await handle.result(within_s=30) == ["theirs", "second"]
+        label = {"capability": "errand", "reason": "overtaken by another run"}
+        assert peer.metrics.registry.get_sample_value("mesh_handed_back_total", label) == 1
+
+    assert ran == {"handler": 2, "first": 1, "second": 1}
