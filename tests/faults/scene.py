@@ -116,8 +116,9 @@ async def findings(scene: Scene, *, within_s: float = QUIET_WITHIN_S) -> Finding
         for pattern in (bus.subjects.tasks_of(), *bus.subjects.wakes_of("*")):
             if await topology.queued(bus, pattern):
                 return False
-        for name in await topology.served(bus):
-            consumer = await bus.api(f"CONSUMER.INFO.{bus.subjects.stream}.{name}")
+        consumers = [f"{bus.subjects.stream}.{name}" for name in await topology.served(bus)]
+        for name in (*consumers, f"{bus.subjects.timer_stream}.{topology.TIMEKEEPER}"):
+            consumer = await bus.api(f"CONSUMER.INFO.{name}")
             if consumer["num_pending"] or consumer["num_ack_pending"]:
                 return False
         return True

@@ -59,7 +59,7 @@ async def test_a_lost_ack_repeats_nothing(tmp_path: Path) -> None:
         found = await findings(here)
 
     assert not found.violations, str(found)
-    assert found.figures["fault_ack-lost"] == 8
+    assert found.figures["fault_ack-lost"] >= 8
     assert found.figures["runs"] == 40
 
 
