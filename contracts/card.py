@@ -48,8 +48,12 @@ class Load(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     slots: Annotated[int, Meta(description="Tasks it may run at once.")] = 0
     in_flight: Annotated[int, Meta(description="Tasks in its hands.")] = 0
-    bid: Annotated[int, Meta(ge=0, le=9, description="Priority of the next offered slot, 0 is best.")] = 0
+    bid: Annotated[int, Meta(ge=0, description="Tasks that must wait before it takes one more; 1 is best.")] = 1
     service_s: Annotated[float, Meta(description="Moving average of run seconds.")] = 0.0
+    delay_s: Annotated[float, Meta(description="Seconds in which a slot serves one more; 0: not known yet.")] = 0.0
+    classes: Annotated[dict[str, float], Meta(description="Moving averages of run seconds by class of payload.")] = (
+        msgspec.field(default_factory=dict)
+    )
     is_paused: Annotated[bool, Meta(description="Whether an operator paused it.")] = False
 
 

@@ -98,6 +98,10 @@ class Outcome(Record, frozen=True, kw_only=True, omit_defaults=True):
     parts: Annotated[int, Meta(description="How many parts this attempt streamed.")] = 0
     queue_s: Annotated[float, Meta(description="From stored to started.")] = 0.0
     run_s: Annotated[float, Meta(description="From started to the handler's end.")] = 0.0
+    submitted_as: Annotated[str, Meta(description="Of a task in a line: what told its submission from others.")] = ""
+    is_early: Annotated[
+        bool, Meta(description="Of a task in a line: it ended before its turn; those before it may not be over.")
+    ] = False
 
 
 class Ended(StrEnum):

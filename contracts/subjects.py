@@ -24,6 +24,12 @@ Timers live in a stream of their own:
 A dot in an id means "child of". Tokens that the mesh makes below an id begin with `~`; tokens that users
 choose may not. So a step name and a child of the same task can never share a subject. What the mesh itself
 records as a step begins with `~~`, or the guard of a child of that name would take it for the child.
+
+The tasks of a line, which share an order key, are `<key>.~~1`, `<key>.~~2` and so on: ids that neither users nor
+children can have, and `<prefix>.*.<capability>.<key>.*` covers the line. Its own records have a stream of their own:
+
+    <prefix>.line.<capability>.<key>           how far the line has come
+    <prefix>.place.<capability>.<key>.<digest> the place in it of an idempotency key
 """
 
 import base64
@@ -54,7 +60,8 @@ _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 # (they end a protocol field), `.`, `*` and `>`.
 _CHARACTER = r"[^\x00-\x20\x7f-\xa0.*>\u2028\u2029\ud800-\udfff]"
 _TOKEN = re.compile(f"{_CHARACTER}+")
-_ID = re.compile(rf"(?!~){_CHARACTER}+(\.~(?!~){_CHARACTER}+)*")
+_ID = re.compile(rf"(?!~){_CHARACTER}+(\.~~[1-9][0-9]*)?(\.~(?!~){_CHARACTER}+)*")
+_IN_LINE = re.compile(rf"((?!~){_CHARACTER}+)\.~~([1-9][0-9]*)")
 
 
 class Kind(StrEnum):
@@ -81,6 +88,18 @@ class Identity:
 
     def __str__(self) -> str:
         return f"{self.capability}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Tasks of one capability that share an order key: one runs at a time, in the order of their positions."""
+
+    capability: str
+    key: str
+
+    def at(self, position: int) -> Identity:
+        """The task at a position, from 1."""
+        return Identity(self.capability, f"{self.key}.~~{position}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +142,12 @@ def check_key(key: str) -> str:
     return key
 
 
+def check_order_key(key: str) -> str:
+    """`key` itself, if a user may choose it as the key of a line: one token, at most 512 bytes."""
+    _check_token("order_key", key, ID_BYTES_MAX)
+    return key
+
+
 def check_step_name(name: str) -> str:
     """`name` itself, if a user may give it to a step: one token, at most 128 bytes."""
     _check_token("step name", name, STEP_BYTES_MAX)
@@ -130,7 +155,7 @@ def check_step_name(name: str) -> str:
 
 
 def is_legal_id(task_id: str) -> bool:
-    """Whether the id is one token a user may choose, followed by `~` tokens the mesh made."""
+    """Whether the id is one token a user may choose, followed by a position and by `~` tokens the mesh made."""
     if _ID.fullmatch(task_id) is None:
         return False
     if len(task_id) <= ID_BYTES_MAX // 4:
@@ -140,7 +165,7 @@ def is_legal_id(task_id: str) -> bool:
 
 def stand_in(task_id: str) -> str:
     """The legal id under which a task with an illegal one is recorded; the same for the same id."""
-    return "x-" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"x-{_short(task_id)}"
 
 
 def child_id(parent_id: str, token: str) -> str:
@@ -159,6 +184,13 @@ def child_id(parent_id: str, token: str) -> str:
 def session_child(session: str, number: int) -> str:
     """The id of a task without a key: the next child of a client's session."""
     return f"{session}.~{number}"
+
+
+def in_line(task: Identity) -> tuple[Line, int] | None:
+    """The line that a task stands in by its id, and its position; None for all other tasks."""
+    if ".~~" not in task.id or (found := _IN_LINE.fullmatch(task.id)) is None:
+        return None
+    return Line(task.capability, found[1]), int(found[2])
 
 
 def root_of(task_id: str) -> str:
@@ -199,6 +231,7 @@ class Subjects:
         self.control_bucket = f"{self.stream}_CONTROL"
         self.control_stream = f"KV_{self.control_bucket}"
         self.timer_stream = f"{self.stream}_TIMERS"
+        self.line_stream = f"{self.stream}_LINES"
 
     # One task's subjects.
 
@@ -240,9 +273,14 @@ class Subjects:
         """The wildcard over every state the task can be in, in every lane: the submit guard."""
         return f"{self._head}*.{task.capability}.{task.id}"
 
+    def queued(self, task: Identity) -> tuple[str, ...]:
+        """Where a task may be queued or running, likeliest first."""
+        return (self.task(task), *(self.task(task, lane) for lane in LANES))
+
     def unsettled(self, task: Identity) -> tuple[str, ...]:
         """Where a task without a result may stand, likeliest first."""
-        return (self.task(task), self.park(task), *(self.task(task, lane) for lane in LANES))
+        default, *lanes = self.queued(task)
+        return (default, self.park(task), *lanes)
 
     # Wildcards and the planes that are not stored.
 
@@ -343,6 +381,23 @@ class Subjects:
     def result_echo(self) -> tuple[str, str]:
         """Source and destination of the republish rule that echoes stored results."""
         return f"{self._head}result.>", f"{self._head}done.>"
+
+    # Lines.
+
+    def any_position(self, line: Line) -> str:
+        """The wildcard over every task of a line in every state, and over what stands one level below its key."""
+        return f"{self._head}*.{line.capability}.{line.key}.*"
+
+    def line(self, line: Line) -> str:
+        return f"{self._head}line.{line.capability}.{line.key}"
+
+    def place(self, line: Line, key: str) -> str:
+        """The record of where in a line a task stands that was submitted under an idempotency key."""
+        return f"{self._head}place.{line.capability}.{line.key}.{_short(key)}"
+
+    @property
+    def lines_stored(self) -> list[str]:
+        return [f"{self._head}{word}.>" for word in ("line", "place")]
 
     # Control records: keys of a key-value bucket, echoed as `<prefix>.control.<key>`.
 
@@ -445,6 +500,10 @@ def _check_token(what: str, token: str, bytes_max: int) -> None:
 def _shown(value: object) -> str:
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _packed(task_id: str) -> str:

@@ -1,6 +1,7 @@
 """A task's envelope: what travels with a payload. Absent fields cost no bytes."""
 
-from typing import Annotated, Any
+from enum import StrEnum
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -8,6 +9,22 @@ from contracts.wire import Record
 
 UnixSeconds = Annotated[float, Meta(description="Seconds since 1970-01-01 UTC.")]
 Confidence = Annotated[float, Meta(ge=0, le=1, description="How sure the one who says it is, 0 to 1.")]
+
+
+PriorityName = Literal["urgent", "normal", "bulk"]
+
+
+class Priority(StrEnum):
+    """Which queue a task waits in."""
+
+    URGENT = "urgent"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+    @property
+    def lane(self) -> str:
+        """The lane of the subject; the default queue has none."""
+        return "" if self is Priority.NORMAL else self.value
 
 
 class Sender(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -27,6 +44,16 @@ class Budget(Struct, frozen=True, kw_only=True, omit_defaults=True):
     hops: Annotated[int | None, Meta(description="Levels of children; null for no limit.")] = None
 
 
+class Order(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a task stands in a line of tasks that run one at a time, in the order of their submission."""
+
+    key: Annotated[str, Meta(description="The order key: which line.")]
+    position: Annotated[int, Meta(ge=1, description="Its position in the line, from 1.")]
+    submitted_as: Annotated[
+        str, Meta(description="Tells its submission from others: its idempotency key, or a name of the submitter's.")
+    ] = ""
+
+
 class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The envelope of a task, in the `Mesh-Task` header; the message's body is the payload alone.
 
@@ -34,6 +61,9 @@ class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     digest: Annotated[str, Meta(description="SHA-256 of the payload's bytes, hex, first 32 digits.")] = ""
+    priority: Annotated[Priority, Meta(description="Urgent before normal before bulk; children have it, too.")] = (
+        Priority.NORMAL
+    )
     deadline: Annotated[UnixSeconds | None, Meta(description="Past it the task is answered `expired`, not run.")] = None
     sender: Annotated[Sender | None, Meta(description="Who asked.")] = None
     lineage: Annotated[
@@ -53,3 +83,4 @@ class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
         tuple[str, ...],
         Meta(description="Handoffs that led here, each `<capability>/<payload digest>`, in order."),
     ] = ()
+    order: Annotated[Order | None, Meta(description="Where it stands in a line, if in any.")] = None

@@ -61,6 +61,7 @@ class Agent:
         wait: wait_base = DEFAULT_WAIT,
         ladder: Ladder | None = None,
         verified_by: Verifiers | None = None,
+        payload_class: Callable[[Any], str] | None = None,
     ) -> Handles:
         """Declare a handler: one payload, and a `Context` if it wants one; types come from its annotations.
 
@@ -72,6 +73,9 @@ class Agent:
         With a `ladder` answers below its threshold go to its next rung instead; with `verified_by` an answer
         stands only when enough verifiers agree, and goes to the ladder's next rung, or fails, if they do not.
 
+        Where some payloads take far longer than others, `payload_class` names each one's class (eight are told
+        apart): a peer that was handed the large ones is then not taken for a slow one.
+
         Raises:
             SetupError: the name, a limit or the handler's signature cannot work.
         """
@@ -81,7 +85,13 @@ class Agent:
             if capability in self.capabilities:
                 raise SetupError(f"{capability!r} is handled twice by agent {self.info.name!r}")
             declared = Capability[Any, Any, Any](
-                capability, handler, self.info, limits, ladder=ladder, verified_by=verified_by
+                capability,
+                handler,
+                self.info,
+                limits,
+                ladder=ladder,
+                verified_by=verified_by,
+                payload_class=payload_class,
             )
             self.capabilities[capability] = declared
             return declared

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 import operator
 import types
 import typing
@@ -28,7 +29,10 @@ I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
 O = TypeVar("O")  # noqa: E741
 Called = TypeVar("Called", default=Any)
 
+log = logging.getLogger("mesh.capability")
+
 CONCURRENCY_MAX = 10_000
+CLASS_LENGTH_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class Capability(Reference[I, O], Generic[I, O, Called]):
         *,
         ladder: Ladder | None = None,
         verified_by: Verifiers | None = None,
+        payload_class: Callable[[Any], str] | None = None,
     ) -> None:
         try:
             check_capability(name)
@@ -91,6 +96,7 @@ class Capability(Reference[I, O], Generic[I, O, Called]):
         super().__init__(name, takes=taken, returns=signature.shape("return type", signature.returns))
         self.ladder = ladder
         self.verified_by = verified_by
+        self._payload_class = payload_class
         self.is_durable = self.is_async and (signature.context is not None or signature.hands_over)
         self.is_durable |= ladder is not None or verified_by is not None
         """Whether its tasks may wait for others, and so have records of their own."""
@@ -105,6 +111,16 @@ class Capability(Reference[I, O], Generic[I, O, Called]):
         """Call the handler itself, as in a unit test: no mesh, no task, no retry."""
         called: Called = self.handler(*args, **kwargs)
         return called
+
+    def class_of(self, payload: I) -> str:
+        """The class of a payload, empty where its author names none, or cannot."""
+        if self._payload_class is None:
+            return ""
+        try:
+            return str(self._payload_class(payload))[:CLASS_LENGTH_MAX]
+        except Exception:
+            log.exception("the payload class of %s cannot be told", self.name)
+            return ""
 
     def card(self) -> CapabilityCard:
         return CapabilityCard(

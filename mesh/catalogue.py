@@ -19,8 +19,9 @@ from contracts import wire
 from contracts.card import AgentCard, Beat, Described
 from contracts.control import Cancel, PartsKept, PartsWanted, Pause, Runs, WhoRuns
 from contracts.event import Event
+from contracts.line import LineMark, LinePlace
 from contracts.outcome import AttemptBegan, AttemptEnded, Failure, Outcome
-from contracts.subjects import LANES, Identity, Subjects
+from contracts.subjects import LANES, Identity, Line, Subjects
 from contracts.task import Task
 from contracts.workflow import Answer, Check, Claim, Closing, Proposal, Recurring, Signal, Step
 from mesh import payload as payloads
@@ -48,6 +49,8 @@ RECORDS: Final[tuple[type[Any], ...]] = (
     Described,
     Event,
     Failure,
+    LineMark,
+    LinePlace,
     Outcome,
     PartsKept,
     PartsWanted,
@@ -71,6 +74,7 @@ _PARAMETERS: Final[dict[str, Schema]] = {
     "kind": {"description": "What happened."},
     "lane": {"description": "Another queue for the same identity.", "enum": list(LANES)},
     "name": {"description": "The step's name."},
+    "order_key": {"description": "The key of a line: its tasks run one at a time, in order."},
     "peer": {"description": "The peer's id."},
 }
 
@@ -242,6 +246,13 @@ def _task_planes(
             f"Attempts at a task for {name} that began, and that ended without a result.",
             "Step",
             {"oneOf": [records["AttemptBegan"], records["AttemptEnded"]]},
+        ),
+        plane(
+            "send",
+            subjects.line(Line(name, "{order_key}")),
+            f"How far a line of tasks for {name} has come; in a stream of its own.",
+            "LineMark",
+            records["LineMark"],
         ),
         plane(
             "send",

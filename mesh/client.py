@@ -12,8 +12,17 @@ from typing import Any, Generic, TypeVar, overload
 import msgspec
 
 from contracts.outcome import Outcome
-from contracts.subjects import SESSION, Identity, check_capability, check_key, check_step_name, session_child
-from contracts.task import Budget, Sender, Task
+from contracts.subjects import (
+    SESSION,
+    Identity,
+    Line,
+    check_capability,
+    check_key,
+    check_order_key,
+    check_step_name,
+    session_child,
+)
+from contracts.task import Budget, Priority, PriorityName, Sender, Task
 from contracts.wire import ContentType
 from contracts.workflow import Signal
 from mesh import payload as payloads
@@ -22,6 +31,7 @@ from mesh.bus.commit import read_outcome, read_result, stored_type
 from mesh.bus.connection import Bus
 from mesh.bus.echoes import Echoes, Expectation
 from mesh.bus.parks import wake_tree
+from mesh.bus.places import Places
 from mesh.bus.records import Stored
 from mesh.bus.steps import send_signal
 from mesh.bus.submit import Submitter
@@ -119,6 +129,7 @@ class Mesh:
         self._sender = sender
         self._echoes = Echoes(bus)
         self._submitter = Submitter(bus)
+        self._places = Places(bus, self._submitter)
         self._tokens = itertools.count()
         self._fibers: asyncio.TaskGroup
 
@@ -148,6 +159,8 @@ class Mesh:
         payload: I = ...,
         *,
         key: str | None = None,
+        order_key: str | None = None,
+        priority: PriorityName = ...,
         deadline_s: float | None = None,
         conversation: str = "",
         budget: Budget | None = None,
@@ -162,6 +175,8 @@ class Mesh:
         *,
         returns: type[R],
         key: str | None = None,
+        order_key: str | None = None,
+        priority: PriorityName = ...,
         deadline_s: float | None = None,
         conversation: str = "",
         budget: Budget | None = None,
@@ -175,6 +190,8 @@ class Mesh:
         payload: Any = ...,
         *,
         key: str | None = None,
+        order_key: str | None = None,
+        priority: PriorityName = ...,
         deadline_s: float | None = None,
         conversation: str = "",
         budget: Budget | None = None,
@@ -188,6 +205,8 @@ class Mesh:
         *,
         returns: Any = Any,
         key: str | None = None,
+        order_key: str | None = None,
+        priority: PriorityName = "normal",
         deadline_s: float | None = None,
         conversation: str = "",
         budget: Budget | None = None,
@@ -201,8 +220,15 @@ class Mesh:
         seconds the task is answered `expired`; it also bounds how long the submission itself is repeated while
         no server answers. Cancelled midway, the task may or may not be stored.
 
+        `priority` names the queue: urgent tasks start before normal ones, those before bulk, and none starves.
+        What a task asks for has the task's own.
+
+        Tasks of one capability with the same `order_key` run one at a time, in the order in which they were
+        stored; each waits until the one before it has its result, whatever that is. A `key` is then one of
+        that line's, and other tasks are not held up.
+
         Raises:
-            ContractError: the key or the capability's name is illegal, or the payload is too large, cannot
+            ContractError: a key or the capability's name is illegal, or the payload is too large, cannot
                 travel or is not of the capability's type; nothing was sent.
             IdempotencyConflict: the key stands for another payload.
             Overloaded: the mesh takes no new tasks now; nothing was stored.
@@ -213,6 +239,8 @@ class Mesh:
             payload,
             returns=returns,
             key=key,
+            order_key=order_key,
+            priority=priority,
             deadline_s=deadline_s,
             conversation=conversation,
             budget=budget,
@@ -237,6 +265,7 @@ class Mesh:
         ordered: bool = False,
         returns: type[O] | None = None,
         keys: Iterable[str] | None = None,
+        priority: PriorityName = "normal",
         deadline_s: float | None = None,
         content_type: ContentType = "application/json",
     ) -> AsyncIterator[Mapped[O]]:
@@ -267,6 +296,8 @@ class Mesh:
                         payload,
                         returns=Any if returns is None else returns,
                         key=key,
+                        order_key=None,
+                        priority=priority,
                         deadline_s=deadline_s,
                         content_type=content_type,
                     )
@@ -307,6 +338,8 @@ class Mesh:
         *,
         returns: Any,
         key: str | None,
+        order_key: str | None,
+        priority: str,
         deadline_s: float | None,
         content_type: ContentType,
         conversation: str = "",
@@ -324,25 +357,28 @@ class Mesh:
         if deadline_s is not None and deadline_s <= 0:
             raise ContractError(f"deadline_s is {deadline_s:g}; it counts from now and must be above 0")
         task_id = check_key(key) if key is not None else session_child(self.session, next(self._tokens))
-        identity = Identity(name, task_id)
+        line = None if order_key is None else Line(name, check_order_key(order_key))
         now = time.time()
         task = Task(
             digest=digest(encoded) if key is not None else "",
+            priority=_priority(priority),
             deadline=now + deadline_s if deadline_s is not None else None,
             sender=self._sender,
-            lineage=() if key is not None else (SESSION,),
+            lineage=() if key is not None and line is None else (SESSION,),
             conversation=conversation,
             budget=budget,
             reason=reason,
         )
+        give_up_at = now + (SUBMIT_WITHIN_S if deadline_s is None else deadline_s)
+        if line is not None:
+            receipt = await self._places.submit(
+                line, encoded, task, key=key or "", name=task_id, as_type=content_type, give_up_at=give_up_at
+            )
+            expected = self._echoes.expect(receipt.task, is_new=False)
+            return Handle(self, expected, shape, is_new=receipt.is_new)
+        identity = Identity(name, task_id)
         expected = self._echoes.expect(identity, is_new=key is None)
-        receipt = await self._submitter.submit(
-            identity,
-            encoded,
-            task,
-            as_type=content_type,
-            give_up_at=now + (SUBMIT_WITHIN_S if deadline_s is None else deadline_s),
-        )
+        receipt = await self._submitter.submit(identity, encoded, task, as_type=content_type, give_up_at=give_up_at)
         return Handle(self, expected, shape, is_new=receipt.is_new)
 
     async def signal(
@@ -411,3 +447,10 @@ def _next_key(names: Any) -> str | None:
     except StopIteration:
         raise ValueError("there are fewer keys than payloads") from None
     return key
+
+
+def _priority(name: str) -> Priority:
+    try:
+        return Priority(name)
+    except ValueError:
+        raise ContractError(f"priority {name!r} is none of {', '.join(Priority)}") from None

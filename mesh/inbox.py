@@ -149,10 +149,13 @@ def sampled(questions: Sequence[Question], count: int, *, seed: int | None) -> l
 async def _read(bus: Bus, ids: Sequence[str]) -> list[Question]:
     subjects = bus.subjects
     tasks = [Identity(HUMAN, task_id) for task_id in ids]
-    found = await read_many(bus, [subject for task in tasks for subject in (subjects.park(task), subjects.task(task))])
+    places = {task: (subjects.park(task), *subjects.queued(task)) for task in tasks}
+    found = iter(await read_many(bus, [subject for place in places.values() for subject in place]))
     standing: dict[Identity, tuple[Stored, bool]] = {}
-    for task, park, queued in zip(tasks, found[::2], found[1::2], strict=True):
-        if (stored := park or queued) is not None:
+    for task, place in places.items():
+        park, *queued = (next(found) for _ in place)
+        stored = park or next(filter(None, queued), None)
+        if stored is not None:
             standing[task] = stored, park is not None
     steps = await read_many(
         bus, [subjects.step(task, name) for task in standing for name in (PATIENCE, signal_name(ANSWER))]

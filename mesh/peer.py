@@ -41,6 +41,8 @@ from mesh.runtime.host import Host
 from mesh.runtime.intake import Intake
 from mesh.runtime.sweep import Sweep
 from mesh.runtime.timekeeper import Timekeeper
+from mesh.scheduling.bids import Offer
+from mesh.scheduling.lanes import ORDER
 from mesh.settings import Settings
 from mesh.telemetry.http import Pages, served
 from mesh.telemetry.metrics import Metrics
@@ -90,9 +92,10 @@ class Peer:
             peer=self.id,
             metrics=self.metrics,
             controls=Controls(settings.subjects, cancel_ttl_s=settings.result_ttl_s),
-            heartbeat=Heartbeat(settings, rows=2 * slots + settings.hot_waits_max + SPARE_ROWS),
+            heartbeat=Heartbeat(settings, rows=4 * slots + settings.hot_waits_max + SPARE_ROWS),
             services=Services(self.bus, settings, self.id),
             publish_event=self._publish_event,
+            offers_of=self._offers_of,
         )
         self.host.controls.on_change.append(self.host.cancel_running)
         self._cancelled = Cancelled(self.host, self._serving)
@@ -228,6 +231,19 @@ class Peer:
         self._beats = {peer: heard for peer, heard in self._beats.items() if heard[0] > since}
         return max(1, len(self._beats))
 
+    def _offers_of(self, capability: str) -> Iterator[Offer]:
+        since = time.monotonic() - BEATS_MISSED * self.settings.beat_s
+        for peer, (heard_at, beat) in self._beats.items():
+            load = beat.load.get(capability)
+            if (
+                load is not None
+                and peer != self.id
+                and heard_at > since
+                and beat.state is PeerState.READY
+                and not load.is_paused
+            ):
+                yield Offer(load.slots, load.delay_s, load.classes)
+
     def _serving(self, capability: str) -> Iterator[str]:
         self.live_peers()
         return (peer for peer, (_, beat) in self._beats.items() if capability in beat.load)
@@ -287,6 +303,7 @@ class Peer:
             helpers = (
                 self._keep_beating(),
                 self._keep_recovering(),
+                self.host.lag.keep(),
                 Sweep(self.host).keep(capabilities, self.live_peers),
                 self._cancelled.keep(capabilities),
             )
@@ -314,7 +331,9 @@ class Peer:
         await self.host.tell(EventKind.LEFT)
 
     def _topology(self) -> list[topology.Spec]:
-        consumers = [topology.consumer(self.settings, intake.capability.name) for intake in self.intakes]
+        consumers = [
+            topology.consumer(self.settings, intake.capability.name, lane) for intake in self.intakes for lane in ORDER
+        ]
         return [*topology.streams(self.settings), topology.timekeeper(self.settings), *consumers]
 
     async def _ensure(self) -> topology.Ensured:
@@ -391,8 +410,17 @@ class Peer:
     def _gauges(self) -> Iterator[GaugeMetricFamily]:
         in_flight = GaugeMetricFamily("mesh_in_flight_tasks", "Tasks in the hands of this peer.", labels=["capability"])
         slots = GaugeMetricFamily("mesh_slots", "Tasks this peer runs at once.", labels=["capability"])
-        offered = GaugeMetricFamily("mesh_offered_slots", "Slots on offer to the server.", labels=["capability"])
-        bids = GaugeMetricFamily("mesh_bid", "Priority of the next offer, 0 is best.", labels=["capability"])
+        offered = GaugeMetricFamily(
+            "mesh_offered_slots", "Slots on offer to the server; a free one may be in several lanes.",
+            labels=["capability", "lane"],
+        )  # fmt: skip
+        idle = GaugeMetricFamily("mesh_idle_slots", "Free slots, by why they are.", labels=["capability", "why"])
+        bids = GaugeMetricFamily(
+            "mesh_bid", "Tasks that must wait before this peer takes one more; 1 is best.", labels=["capability"]
+        )
+        service = GaugeMetricFamily(
+            "mesh_service_seconds", "Moving average of the time a task holds a slot.", labels=["capability"]
+        )
         waiting = GaugeMetricFamily("mesh_waiting_tasks", "Waiting tasks kept in memory.", value=len(self.host.waiting))
         depth = GaugeMetricFamily(
             "mesh_queue_depth_tasks", "Tasks waiting behind the last one delivered here.", labels=["capability"]
@@ -402,8 +430,12 @@ class Peer:
             load, label = intake.load(), [intake.capability.name]
             in_flight.add_metric(label, load.in_flight)
             slots.add_metric(label, load.slots)
-            offered.add_metric(label, intake.offered)
+            for lane, count in intake.offering.offered.items():
+                offered.add_metric([*label, lane or "normal"], count)
+            for why, count in intake.offering.idle().items():
+                idle.add_metric([*label, why], count)
             bids.add_metric(label, load.bid)
+            service.add_metric(label, load.service_s)
             depth.add_metric(label, intake.queue_depth)
             paused.add_metric(label, load.is_paused)
         ready = GaugeMetricFamily("mesh_ready", "1 while this peer takes work.", value=self.is_ready()[0])
@@ -411,7 +443,22 @@ class Peer:
             "mesh_reconnections", "Reconnections to NATS since the start.", value=self.bus.reconnects
         )
         peers = GaugeMetricFamily("mesh_live_peers", "Peers this one hears.", value=self.live_peers())
-        yield from (in_flight, slots, offered, bids, waiting, depth, paused, ready, reconnects, peers)
+        lag = GaugeMetricFamily("mesh_loop_lag_seconds", "How late the event loop is.", value=self.host.lag.late_s)
+        yield from (
+            in_flight,
+            slots,
+            offered,
+            idle,
+            bids,
+            service,
+            waiting,
+            depth,
+            paused,
+            ready,
+            reconnects,
+            peers,
+            lag,
+        )
 
 
 def _security(options: dict[str, Any]) -> NatsSecurity | None:

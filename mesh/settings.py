@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     dead_letter_ttl_s: float = Field(default=30 * 86_400.0, ge=1)
     payload_bytes_max: int = Field(default=1_000_000, ge=1024, description="Of a payload or a value, encoded.")
     grace_s: float = Field(default=20.0, ge=0, description="How long a draining peer lets running tasks finish.")
+    bids: bool = Field(default=True, description="Bid by expected delay. Off: whoever is free takes what comes next.")
     beat_s: float = Field(default=2.0, gt=0, description="Interval of presence beats.")
     sweep_s: float = Field(default=30.0, gt=0, description="Mean interval of the search for stranded messages.")
     full_at: float = Field(default=0.9, gt=0, le=1, description="Share of the stream's limit at which clients stop.")

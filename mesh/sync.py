@@ -18,7 +18,7 @@ from contextlib import aclosing, contextmanager
 from typing import Any, Generic, TypeVar, overload
 
 from contracts.outcome import Outcome
-from contracts.task import Budget
+from contracts.task import Budget, PriorityName
 from contracts.wire import ContentType
 from mesh import client
 from mesh.errors import BusUnavailable
@@ -108,6 +108,8 @@ class Mesh:
         payload: I = ...,
         *,
         key: str | None = None,
+        order_key: str | None = None,
+        priority: PriorityName = ...,
         deadline_s: float | None = None,
         conversation: str = "",
         budget: Budget | None = None,
@@ -122,6 +124,8 @@ class Mesh:
         *,
         returns: type[R],
         key: str | None = None,
+        order_key: str | None = None,
+        priority: PriorityName = ...,
         deadline_s: float | None = None,
         conversation: str = "",
         budget: Budget | None = None,
@@ -135,6 +139,8 @@ class Mesh:
         payload: Any = ...,
         *,
         key: str | None = None,
+        order_key: str | None = None,
+        priority: PriorityName = ...,
         deadline_s: float | None = None,
         conversation: str = "",
         budget: Budget | None = None,
@@ -147,7 +153,7 @@ class Mesh:
         Interrupted midway, the task may or may not be stored.
 
         Raises:
-            ContractError: the key, the name or the payload is illegal; nothing was sent.
+            ContractError: a key, the name or the payload is illegal; nothing was sent.
             IdempotencyConflict: the key stands for another payload.
             Overloaded: the mesh takes no new tasks now; nothing was stored.
             BusUnavailable, PublishUnconfirmed: no server answered in time; it was not stored, or may be.
@@ -163,6 +169,7 @@ class Mesh:
         ordered: bool = False,
         returns: type[O] | None = None,
         keys: Iterable[str] | None = None,
+        priority: PriorityName = "normal",
         deadline_s: float | None = None,
         content_type: ContentType = "application/json",
     ) -> Iterator[Mapped[O]]:
@@ -185,6 +192,7 @@ class Mesh:
                 ordered=ordered,
                 returns=returns,
                 keys=keys,
+                priority=priority,
                 deadline_s=deadline_s,
                 content_type=content_type,
             )

@@ -205,7 +205,12 @@ class TaskContext:
             conversation=self.conversation,
             reason=reason,
             confidence=confidence,
-            **{"budget": self.budget, "keep_until": self.task.keep_until, **more},
+            **{
+                "budget": self.budget,
+                "keep_until": self.task.keep_until,
+                "priority": self.task.priority,
+                **more,
+            },
         )
         return Send(
             capability=capability, id=child, payload=msgspec.Raw(encoded), task=task, traceparent=self.traceparent

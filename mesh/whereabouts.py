@@ -9,7 +9,7 @@ from contracts import headers as names
 from contracts import wire
 from contracts.control import Cancel, Running, Runs, WhoRuns
 from contracts.outcome import Ended, Outcome
-from contracts.subjects import Identity, ancestry
+from contracts.subjects import Identity, ancestry, in_line
 from contracts.task import Task
 from mesh.bus import control, topology
 from mesh.bus.commit import read_outcome
@@ -175,6 +175,10 @@ async def _parked(bus: Bus, task: Identity, park: Stored, ledger: Ledger, *, is_
         is_late = not await is_served(bus, task.capability)
         detail = f"woken, and no peer serves {task.capability} now" if is_late else "woken, and about to go on"
         return Whereabouts(task, Where.PARKED, detail, attempt=ledger.last, since=since)
+    if (found := in_line(task)) is not None and not ledger.last:
+        line, position = found
+        detail = f"waits for its turn in the line {line.key}, behind {line.at(position - 1)}"
+        return Whereabouts(task, Where.PARKED, detail, since=since)
     detail, until = await _waits_for(bus, task)
     return Whereabouts(task, Where.PARKED, detail, attempt=ledger.last, since=since, until=until)
 

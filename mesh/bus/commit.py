@@ -121,7 +121,7 @@ async def relay(bus: Bus, outcome: Outcome, *, as_type: ContentType) -> int:
         child = Identity(send.capability, send.id)
         is_new = await create_once(
             bus,
-            bus.subjects.task(child),
+            bus.subjects.task(child, send.task.priority.lane),
             bytes(send.payload),
             task_headers(send.task, as_type, send.traceparent),
             within=guard(bus, child),

@@ -97,9 +97,9 @@ async def read_dead_letter(bus: Bus, task: Identity) -> DeadLetter | None:
 async def redrive(bus: Bus, letter: DeadLetter) -> Redriven:
     """Submit a dead letter's task again below its id, then remove the letter.
 
-    The envelope is kept, but for its deadline. Safe to repeat and to race: it starts once. While no server
-    answers, or the stream is full, it is repeated; give it a deadline. Cancelled midway, the task may be
-    submitted and its letter still stand.
+    The envelope is kept, but for its deadline and its place in a line. Safe to repeat and to race: it starts
+    once. While no server answers, or the stream is full, it is repeated; give it a deadline. Cancelled midway, the
+    task may be submitted and its letter still stand.
 
     Raises:
         ContractError: the envelope is malformed or of a newer format, or the new id would be too long.
@@ -142,6 +142,8 @@ def _envelope(letter: DeadLetter) -> str:
         "is_awaited": False,
         "lineage": (*ancestors, letter.task.capability),
         "redrive_of": letter.task.id,
+        # Its line has gone on without it.
+        "order": None,
     }
     return wire.amend(envelope, changes).decode()
 

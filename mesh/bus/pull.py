@@ -1,9 +1,10 @@
-"""Pull requests on a prioritized consumer: each offers free slots at a bid, the server matches.
+"""Pull requests on an overflow consumer: each offers free slots at a bid, the server matches.
 
 Rules.
+- A bid is how many tasks must wait (`min_pending`) before the server serves the pull; see `mesh.scheduling.bids`.
 - A pull's deliveries arrive with the stream's subject, not the inbox's, so an inbox cannot say which pull was
   served; all pulls share one inbox and only the number of slots still offered is kept. A 408 names how many of
-  its pull were left.
+  its pull were left, a 404 ends a pull that does not wait.
 - The inbox is replaced, which cancels every pull on it, whenever the account may be wrong: a 409 (leadership
   change, consumer deleted, too many waiting), no responders, a reconnection, or silence past two heartbeats.
 - A delivery in flight to a replaced inbox is not lost: it comes again after `ack_wait`.
@@ -13,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from mesh.bus.connection import Bus, Headers
 from mesh.bus.topology import NANOS, PRIORITY_GROUP, Spec
 from mesh.errors import BusUnavailable
 from mesh.fibers import serving
+from mesh.scheduling.bids import BEST
 
 log = logging.getLogger("mesh.bus")
 
@@ -34,6 +37,9 @@ IDLE_HEARTBEAT_S = 5.0
 SILENT_AFTER_S = 2 * IDLE_HEARTBEAT_S + 1
 RENEW_AFTER_S = 0.25
 DRAIN_WITHIN_S = 3.0
+
+NO_MESSAGES = "404"
+_ENDED = (NO_MESSAGES, "408")
 
 _NO_HEADERS: Headers = {}
 
@@ -56,8 +62,8 @@ class Pull:
     """The pulls of one peer on one consumer.
 
     `on_delivery` takes each message at once, without awaiting. `on_room` is called when offered slots came
-    back unused, or nothing is known of them any more, and slots should be offered again. `on_lost` is called
-    when the consumer was lost: deleted, moved to another leader, or not answering.
+    back unused, or nothing is known of them any more, and slots should be offered again; `on_empty` when `take`
+    found nothing. `on_lost` is called when the consumer was lost: deleted, moved to another leader, or not answering.
     """
 
     def __init__(
@@ -67,12 +73,14 @@ class Pull:
         *,
         on_delivery: Callable[[Delivery], None],
         on_room: Callable[[], None],
+        on_empty: Callable[[], None] | None = None,
         on_lost: Callable[[], None],
     ) -> None:
         self._bus = bus
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
         self._on_delivery = on_delivery
         self._on_room = on_room
+        self._on_empty = on_empty or on_room
         self._on_lost = on_lost
         self._subscription: Subscription | None = None
         self._inbox = ""
@@ -81,6 +89,12 @@ class Pull:
         # Replacing takes a round trip; two replacements at once would leave an inbox with pulls nobody counts.
         self._inbox_lock = asyncio.Lock()
         self.offered = 0
+        # When slots were offered, and how many; the oldest is taken for the one that is served.
+        self._since: deque[list[float]] = deque()
+        self.waited_s = 0.0
+        """How long the slot that was served last had been on offer."""
+        self.served = 0
+        """Messages handed over so far."""
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -94,14 +108,28 @@ class Pull:
             off()
             await self.withdraw()
 
-    async def offer(self, slots: int, priority: int) -> None:
-        """Offer free slots to the server, all at one bid (0 is best, 9 worst)."""
+    async def offer(self, slots: int, bid: int = BEST, *, for_s: float = EXPIRES_S) -> None:
+        """Offer free slots to the server, each to be served while at least `bid` messages wait.
+
+        The offer ends after `for_s` seconds.
+        """
+        passed_over = b',"min_pending":%d' % bid if bid > BEST else b""
+        heartbeat = _HEARTBEAT if for_s > 2 * IDLE_HEARTBEAT_S else b""
+        await self._ask(slots, _PULL % (slots, for_s * NANOS, passed_over + heartbeat))
+
+    async def take(self) -> None:
+        """Have one message, if one is there now."""
+        await self._ask(1, _TAKE)
+
+    async def _ask(self, slots: int, body: bytes) -> None:
         if self._subscription is None:
             return
+        now = time.monotonic()
         if not self.offered:
-            self._heard_at = time.monotonic()
+            self._heard_at = now
+            self._since.clear()
         self.offered += slots
-        body = _PULL % (slots, priority)
+        self._since.append([now, slots])
         try:
             await self._bus.publish(self._next, body, self._inbox)
         except BusUnavailable:
@@ -127,6 +155,7 @@ class Pull:
     async def _drop_inbox(self) -> None:
         subscription, self._subscription = self._subscription, None
         self.offered = 0
+        self._since.clear()
         if subscription is None:
             return
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
@@ -147,7 +176,7 @@ class Pull:
                     self._on_status(message.headers)
                 return
             if inbox == self._inbox:
-                self.offered = max(0, self.offered - 1)
+                self._served()
             self._on_delivery(delivery(message))
 
         # A peer never has more in flight than it offered, so the client's own limits are no use here.
@@ -156,13 +185,27 @@ class Pull:
         )
         self._heard_at = time.monotonic()
 
+    def _served(self) -> None:
+        self.served += 1
+        self.offered = max(0, self.offered - 1)
+        if self._since:
+            oldest = self._since[0]
+            self.waited_s = self._heard_at - oldest[0]
+            oldest[1] -= 1
+            if not oldest[1]:
+                self._since.popleft()
+
     def _on_status(self, found: Headers) -> None:
         status = found[names.STATUS]
         if status == "100":
             return
-        if status == "408":
-            self.offered = max(0, self.offered - int(found.get(names.PENDING_MESSAGES, self.offered)))
-            self._on_room()
+        if status in _ENDED:
+            left = int(found.get(names.PENDING_MESSAGES, 1 if status == NO_MESSAGES else self.offered))
+            self.offered = max(0, self.offered - left)
+            if status == NO_MESSAGES:
+                self._on_empty()
+            else:
+                self._on_room()
             return
         log.info("%s: %s %s", self._next, status, found.get(names.DESCRIPTION, "").strip())
         self._on_lost()
@@ -212,8 +255,6 @@ def delivery(message: Msg) -> Delivery:
     )
 
 
-_PULL = b'{"batch":%%d,"expires":%d,"idle_heartbeat":%d,"group":"%s","priority":%%d}' % (
-    int(EXPIRES_S * NANOS),
-    int(IDLE_HEARTBEAT_S * NANOS),
-    PRIORITY_GROUP.encode(),
-)
+_PULL = b'{"batch":%%d,"expires":%%d,"group":"%s"%%s}' % PRIORITY_GROUP.encode()
+_HEARTBEAT = b',"idle_heartbeat":%d' % (IDLE_HEARTBEAT_S * NANOS)
+_TAKE = b'{"batch":1,"no_wait":true,"group":"%s"}' % PRIORITY_GROUP.encode()

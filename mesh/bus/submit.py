@@ -83,7 +83,6 @@ class Submitter:
         *,
         as_type: ContentType = "application/json",
         traceparent: str = "",
-        lane: str = "",
         give_up_at: float,
         is_only: bool = False,
     ) -> Receipt:
@@ -103,30 +102,21 @@ class Submitter:
         headers = {**task_headers(task, as_type, traceparent), **guard(self._bus, identity)}
         if is_only:
             headers[names.EXPECTED_SUBJECT] = self._bus.subjects.any_state(Identity("*", identity.id))
-        subject = self._bus.subjects.task(identity, lane)
+        subject = self._bus.subjects.task(identity, task.priority.lane)
         wait_s = FIRST_RETRY_S
         maybe_stored, reason = False, ""
         while True:
             try:
-                await self._admit()
-                self._under_way += 1
-                try:
-                    sequence = await self._bus.store(subject, payload, headers)
-                finally:
-                    self._under_way -= 1
-                self._sequence = max(self._sequence, sequence)
-                return Receipt(identity, sequence)
+                return Receipt(identity, await self.store(subject, payload, headers))
             except SequenceConflict as conflict:
-                existing = await self._existing(identity, conflict.sequence)
+                existing = await self.existing(identity, conflict.sequence)
                 if existing is not None:
-                    self._check_same(identity, existing, payload)
+                    check_same(self._bus, identity, existing, payload)
                     return Receipt(identity, existing.sequence, existing)
                 if is_only:
                     told = f"{identity.id} stands for another capability than {identity.capability}"
                     raise IdempotencyConflict(told) from None
                 # What the guard met is gone, and no result stands in its place: the identity is free again.
-            except StreamFull as full:
-                raise Overloaded(f"the stream takes nothing more: {full}", retry_after_s=OVERLOAD_RETRY_S) from None
             except PublishUnconfirmed as error:
                 maybe_stored, reason = True, str(error)
             except BusUnavailable as error:
@@ -140,6 +130,35 @@ class Submitter:
                 raise BusUnavailable(f"{identity} was not stored, no server took it in time: {reason}")
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, RETRY_S_MAX)
+
+    async def store(self, subject: str, payload: bytes, headers: Headers) -> int:
+        """Publish a task once, if the stream has room for it; the sequence at which it is stored.
+
+        Raises:
+            Overloaded: the stream is too full for new tasks; nothing was stored.
+            SequenceConflict, PublishRejected, BusUnavailable, PublishUnconfirmed: as `Bus.store`.
+        """
+        await self._admit()
+        self._under_way += 1
+        try:
+            sequence = await self._bus.store(subject, payload, headers)
+        except StreamFull as full:
+            raise Overloaded(f"the stream takes nothing more: {full}", retry_after_s=OVERLOAD_RETRY_S) from None
+        finally:
+            self._under_way -= 1
+        self._sequence = max(self._sequence, sequence)
+        return sequence
+
+    async def existing(self, identity: Identity, sequence: int) -> Stored | None:
+        """What stands of a task at a sequence or past it, its result first; None if it is gone meanwhile."""
+        subjects = self._bus.subjects
+        wakes = (subjects.wake(identity), subjects.wake(identity, is_again=True))
+        standing = (subjects.result(identity), *subjects.unsettled(identity), *wakes)
+        found = await read_past(self._bus, standing, sequence, within_s=CONFLICT_READ_WITHIN_S)
+        if found is not None and found.subject in wakes:
+            # What it wakes was stored before it.
+            return await read_past(self._bus, standing[: -len(wakes)], 1, within_s=CONFLICT_READ_WITHIN_S)
+        return found
 
     async def _admit(self) -> None:
         credit = self._credit
@@ -176,21 +195,18 @@ class Submitter:
             asked_at=time.monotonic(),
         )
 
-    async def _existing(self, identity: Identity, sequence: int) -> Stored | None:
-        subjects = self._bus.subjects
-        return await read_past(
-            self._bus,
-            (subjects.result(identity), *subjects.unsettled(identity)),
-            sequence,
-            within_s=CONFLICT_READ_WITHIN_S,
-        )
 
-    def _check_same(self, identity: Identity, existing: Stored, payload: bytes) -> None:
-        known = recorded_digest(self._bus, existing)
-        if known and known != digest(payload):
-            raise IdempotencyConflict(
-                f"{identity} was submitted before with another payload (digest {known}, now {digest(payload)})"
-            )
+def check_same(bus: Bus, task: Identity, existing: Stored, payload: bytes) -> None:
+    """Nothing, if what stands of a task is of the same payload.
+
+    Raises:
+        IdempotencyConflict: it is of another.
+    """
+    known = recorded_digest(bus, existing)
+    if known and known != digest(payload):
+        raise IdempotencyConflict(
+            f"{task} was submitted before with another payload (digest {known}, now {digest(payload)})"
+        )
 
 
 def recorded_digest(bus: Bus, stored: Stored) -> str:

@@ -66,8 +66,8 @@ class Ensured:
     tolerated: tuple[Difference, ...] = ()
 
 
-def streams(settings: Settings) -> tuple[Spec, Spec, Spec]:
-    """The streams of a mesh: tasks and records, control records, timers."""
+def streams(settings: Settings) -> tuple[Spec, Spec, Spec, Spec]:
+    """The streams of a mesh: tasks and records, control records, timers, lines."""
     subjects = settings.subjects
     source, destination = subjects.result_echo
     control_source, control_destination = subjects.control_echo
@@ -124,7 +124,23 @@ def streams(settings: Settings) -> tuple[Spec, Spec, Spec]:
             "num_replicas": settings.replicas,
         },
     )
-    return mesh, control, timers
+    lines = Spec(
+        "stream",
+        subjects.line_stream,
+        subjects.line_stream,
+        {
+            "subjects": subjects.lines_stored,
+            "retention": "limits",
+            "storage": "file",
+            "max_msgs_per_subject": 1,
+            # What is on record about a line is overwritten. With no limit there is nothing else to discard.
+            "discard": "old",
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+            "num_replicas": settings.replicas,
+        },
+    )
+    return mesh, control, timers, lines
 
 
 def timekeeper(settings: Settings) -> Spec:
@@ -156,7 +172,7 @@ def _consumer(settings: Settings, stream: str, name: str, filters: list[str]) ->
             "max_waiting": 8_192,
             "filter_subjects": filters,
             "priority_groups": [PRIORITY_GROUP],
-            "priority_policy": "prioritized",
+            "priority_policy": "overflow",
         },
     )
 
@@ -267,7 +283,7 @@ async def _create(bus: Bus, spec: Spec) -> bool:
     if spec.kind == "stream":
         body: dict[str, Any] = {"name": spec.name, **config}
     else:
-        # "create" never upserts: a plain create over a prioritized consumer silently wipes its policy.
+        # "create" never upserts: a plain create over a consumer with a priority policy silently wipes it.
         body = {"stream_name": spec.stream, "config": config, "action": "create"}
     try:
         await bus.api(_endpoint("CREATE", spec), body)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from contracts.task import Priority
 from mesh.cli import console
 from mesh.cli.console import AsJson
 from mesh.cli.trace import SHOWN, Limit, print_tree
@@ -32,6 +33,12 @@ def submit(
     key: Annotated[
         str | None, typer.Option(help="Idempotency key: while the task or its result is kept, it starts once.")
     ] = None,
+    order_key: Annotated[
+        str | None, typer.Option(help="Tasks with the same one run one at a time, in the order of their submission.")
+    ] = None,
+    priority: Annotated[Priority, typer.Option(help="Urgent tasks start before normal ones, those before bulk.")] = (
+        Priority.NORMAL
+    ),
     deadline_s: Annotated[
         float | None, typer.Option(min=0.001, help="Past it the task is answered `expired`, not run.")
     ] = None,
@@ -52,7 +59,9 @@ def submit(
 
     async def main() -> int:
         async with console.client() as mesh:
-            handle: Handle[Any] = await mesh.submit(capability, value, key=key, deadline_s=deadline_s)
+            handle: Handle[Any] = await mesh.submit(
+                capability, value, key=key, order_key=order_key, priority=priority.value, deadline_s=deadline_s
+            )
             name = {"capability": handle.task.capability, "id": handle.id, "is_new": handle.is_new}
             if not handle.is_new and not as_json:
                 console.note(f"{handle.task} was submitted before; this started nothing")

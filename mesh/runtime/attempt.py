@@ -1,8 +1,8 @@
 """From a delivery to a verdict: look for what is recorded, then run the handler.
 
 The order of questions is the order of certainty: is it answered, is it parked, is somebody running it, have its
-attempts run out, is it cancelled, is it too late, does it break the contract; only then does the handler run. A task
-that has something to undo undoes it before it ends without a value, whatever ended it.
+attempts run out, is it cancelled, is it too late, is it its turn, does it break the contract; only then does the
+handler run. A task that has something to undo undoes it before it ends without a value, whatever ended it.
 """
 
 import time
@@ -14,7 +14,7 @@ from contracts.control import Runs, WhoRuns
 from contracts.errors import ContractError, NewerFormat
 from contracts.event import EventKind
 from contracts.outcome import Failure, FailureKind, Outcome, Status
-from contracts.subjects import ID_BYTES_MAX, ancestry
+from contracts.subjects import ID_BYTES_MAX, ancestry, in_line
 from contracts.task import Task
 from contracts.wire import ContentType
 from contracts.workflow import Closing
@@ -27,7 +27,8 @@ from mesh.bus.steps import write_step
 from mesh.resilience.retry import Ledger, spent_attempts
 from mesh.runtime.handling import UNDO_SHARE, Handling, answer, failed
 from mesh.runtime.host import Attempt, Host
-from mesh.runtime.verdict import Answer, Answered, HandBack, Superseded, Verdict
+from mesh.runtime.turn import check_order, look_at_line, parks_for_turn
+from mesh.runtime.verdict import Answer, Answered, HandBack, Parked, Superseded, Verdict
 from mesh.workflow.closing import CLOSING
 from mesh.workflow.durable import SAGA
 
@@ -67,12 +68,15 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
         ledger = await read_ledger(host.bus, attempt.identity, is_redelivered=is_redelivered)
         if delivery.delivered > 1:
             attempt.metrics.redeliveries.inc()
-        if ledger.is_last_open and (owner := await _owner(host, attempt)):
+        # A wake's run is on record, so that without a record nobody runs it.
+        may_run = ledger.is_last_open and (ledger.last > 0 or not attempt.is_wake)
+        if may_run and (owner := await _owner(host, attempt)):
             return HandBack(f"running on {owner}", delay_s=host.settings.ack_wait_s)
         if (wait := ledger.retry_at - time.time()) > 0.05:
             return HandBack("its retry is not due", delay_s=wait)
 
     attempt.number = ledger.last + 1
+    attempt.is_early = in_line(attempt.identity) is not None
     as_type: ContentType = "application/json"
     try:
         as_type = wire.content_type(attempt.delivery.headers.get(names.CONTENT_TYPE))
@@ -82,6 +86,7 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
                 f"id {attempt.illegal_id[:80]!a} of {len(attempt.illegal_id)} characters is illegal, recorded as"
                 f" {attempt.identity.id}: an id is one token of at most {ID_BYTES_MAX} bytes"
             )
+        check_order(attempt)
     except NewerFormat:
         raise
     except ContractError as error:
@@ -93,7 +98,20 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
         # It may have been woken for a cancel that this peer has not heard of yet.
         line = ancestry(attempt.identity, attempt.task.lineage)
         is_cancelled = await control.cancelled(host.bus, line) is not None
-    refusal = _refusal(host, attempt, ledger, history, is_cancelled=is_cancelled)
+    refusal, was_parked = _refusal(host, attempt, ledger, history, is_cancelled=is_cancelled), False
+    if attempt.is_early:
+        its_turn = await look_at_line(host, attempt)
+        if its_turn.is_passed:
+            passed = Failure(kind=FailureKind.TOO_OLD, message="its line went past its position, whose result expired")
+            return answer(host, attempt, failure=passed)
+        if its_turn.behind is not None and refusal is None:
+            if not await parks_for_turn(host, attempt, its_turn.behind):
+                was_parked = True
+            elif attempt.is_cancelled:
+                # Whoever cancelled it looked for its park before that was written.
+                refusal = Status.CANCELLED, None
+            else:
+                return Parked()
     if refusal is not None and not history.has_saga:
         status, failure = refusal
         return answer(host, attempt, status=status, failure=failure)
@@ -103,7 +121,8 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
         return answer(host, attempt, failure=failed(FailureKind.CONTRACT, error))
 
     handling = Handling(host, attempt, argument, as_type, ledger, is_first=is_first_look)
-    if (attempt.number > 1 or capability.limits.attempts == 1) and not await _begin(host, attempt, ledger):
+    is_on_record = attempt.number > 1 or attempt.is_wake or was_parked or capability.limits.attempts == 1
+    if is_on_record and not await _begin(host, attempt, ledger):
         return HandBack("another peer began the same attempt", delay_s=host.settings.ack_wait_s / 4)
     if history.failed is not None:
         # Undoing that kills its peer is met here again; undoing that only fails ends in `undo`.

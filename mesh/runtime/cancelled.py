@@ -19,14 +19,16 @@ from contracts import wire
 from contracts.errors import ContractError
 from contracts.event import EventKind
 from contracts.outcome import Outcome, Status
-from contracts.subjects import Identity
+from contracts.subjects import Identity, in_line
 from mesh.bus.commit import commit
+from mesh.bus.lines import wake_next
 from mesh.bus.parks import wake_tree
 from mesh.bus.records import read_many
 from mesh.capability import Capability
 from mesh.digest import digest
 from mesh.errors import PublishRejected
-from mesh.runtime.host import Host
+from mesh.runtime.host import Host, own_ttl_s
+from mesh.runtime.turn import submitted_as
 
 log = logging.getLogger("mesh.runtime")
 
@@ -78,8 +80,9 @@ class Cancelled:
         await asyncio.sleep(after_s)
         host, subjects = self._host, self._host.bus.subjects
         async with room:
-            found = await read_many(host.bus, [subjects.result(task), subjects.task(task), subjects.park(task)])
-            result, waiting, park = found
+            records = [subjects.result(task), subjects.park(task), *subjects.queued(task)]
+            result, park, *queued = await read_many(host.bus, records)
+            waiting = next((stored for stored in queued if stored is not None), None)
             if result is None and park is not None:
                 # It may have something to undo: whoever takes it up finds the cancel.
                 await wake_tree(host.bus, task)
@@ -96,8 +99,11 @@ class Cancelled:
                 peer=host.peer,
                 attempt=0,
                 queue_s=max(0.0, time.time() - waiting.stored_at),
+                submitted_as=submitted_as(waiting.headers),
+                # Whether its turn has come is not asked: the one after it looks past it.
+                is_early=in_line(task) is not None,
             )
-            ttl_s = capability.limits.result_ttl_s or host.settings.result_ttl_s
+            ttl_s = own_ttl_s(host.settings, capability, task)
             try:
                 standing = await commit(host.bus, task, wire.encode(outcome, as_type), ttl_s=ttl_s, as_type=as_type)
             except PublishRejected as error:
@@ -106,3 +112,4 @@ class Cancelled:
             if standing is None:
                 host.metrics.of(capability.name, capability.agent.version).tasks[Status.CANCELLED].inc()
                 await host.tell(EventKind.CANCELLED, task)
+                await wake_next(host.bus, task)

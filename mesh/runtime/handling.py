@@ -89,6 +89,7 @@ class Handling:
         """Run the handler, or what follows its last word where that is on record."""
         attempt, capability = self.attempt, self._capability
         context = attempt.context = self._context(is_unwinding=False)
+        attempt.payload_class = capability.class_of(self._argument)
         attempt.started_at = time.time()
         verdict: Verdict
         try:
@@ -333,6 +334,8 @@ def answer(
             parts=context.parts_emitted if context is not None else 0,
             queue_s=max(0.0, started_at - attempt.delivery.stored_at),
             run_s=now - attempt.started_at if attempt.started_at else 0.0,
+            submitted_as=attempt.task.order.submitted_as if attempt.task.order is not None else "",
+            is_early=attempt.is_early,
         )
     )
 

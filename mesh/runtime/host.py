@@ -4,16 +4,17 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from contracts import wire
 from contracts.control import Runs, WhoRuns
 from contracts.event import Event, EventKind
-from contracts.subjects import SESSION, Identity
+from contracts.subjects import SESSION, Identity, in_line
 from contracts.task import Sender, Task
 from mesh.bus.connection import Bus
+from mesh.bus.lines import RESULT_S_MIN, Mark
 from mesh.bus.pull import Delivery
 from mesh.bus.records import RETRY_S
 from mesh.bus.replies import ApiError
@@ -22,6 +23,8 @@ from mesh.context import BlockingContext, Context
 from mesh.errors import BusUnavailable, PublishUnconfirmed
 from mesh.runtime.controls import Controls
 from mesh.runtime.heartbeat import Heartbeat
+from mesh.runtime.lag import Lag
+from mesh.scheduling.bids import Offer
 from mesh.settings import Settings
 from mesh.telemetry.metrics import CapabilityMetrics, Metrics
 from mesh.workflow.durable import DurableContext, Services
@@ -63,15 +66,24 @@ class Attempt:
     flow: Flow | None = None
     is_cancelled: bool = False
     is_unwinding: bool = False
+    payload_class: str = ""
     has_records: bool = False
     """Whether a record below the task may exist: a child, a step, a park."""
+    is_early: bool = False
+    """Whether it stands in a line, and it is not known that its turn has come."""
+    mark: Mark | None = None
+    """How far its line had come when it was looked at."""
+
+    @property
+    def held_s(self) -> float:
+        """How long it held a slot since it was started, in seconds."""
+        return self.flow.held_s if self.flow is not None else time.time() - self.started_at
 
     def keep_until(self, settings: Settings) -> float:
         """Until when the records of the task's workflow are kept, as Unix seconds."""
         if self.task.keep_until is not None:
             return self.task.keep_until
-        own_s = self.capability.limits.result_ttl_s or settings.result_ttl_s
-        return self.delivery.stored_at + max(settings.workflow_ttl_s, own_s)
+        return self.delivery.stored_at + max(settings.workflow_ttl_s, self._own_ttl_s(settings))
 
     def result_ttl_s(self, settings: Settings) -> float:
         """How long the result of this task is kept.
@@ -81,14 +93,17 @@ class Attempt:
         left_s = self.keep_until(settings) - time.time()
         if self.task.keep_until is not None and not self._is_root:
             return max(1.0, left_s)
-        own_s = self.capability.limits.result_ttl_s or settings.result_ttl_s
+        own_s = self._own_ttl_s(settings)
         has_records = self.has_records or (isinstance(self.context, DurableContext) and self.context.has_records)
         return max(own_s, left_s + ROOT_SLACK_S) if has_records else own_s
 
     def ledger_ttl_s(self, settings: Settings) -> float:
         """How long what tells of the task's attempts is kept: as long as it may go on."""
-        own_s = self.capability.limits.result_ttl_s or settings.result_ttl_s
+        own_s = self._own_ttl_s(settings)
         return max(own_s, self.keep_until(settings) - time.time()) if self.capability.is_durable else own_s
+
+    def _own_ttl_s(self, settings: Settings) -> float:
+        return own_ttl_s(settings, self.capability, self.identity)
 
     @property
     def _is_root(self) -> bool:
@@ -101,6 +116,12 @@ class Attempt:
         self.is_cancelled = True
         if self.scope is not None and not self.scope.expired():
             self.scope.reschedule(asyncio.get_running_loop().time())
+
+
+def own_ttl_s(settings: Settings, capability: Capability[Any, Any, Any], task: Identity) -> float:
+    """How long the result of a task is kept that has no records below it."""
+    own_s = capability.limits.result_ttl_s or settings.result_ttl_s
+    return own_s if in_line(task) is None else max(own_s, RESULT_S_MIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +144,9 @@ class Host:
     heartbeat: Heartbeat
     services: Services
     publish_event: Callable[[Event], Awaitable[None]]
+    offers_of: Callable[[str], Iterable[Offer]]
+    """What other peers that take work of a capability offer, as they told lately."""
+    lag: Lag = field(default_factory=Lag)
     waiting: OrderedDict[Identity, Attempt] = field(default_factory=OrderedDict)
     """Those of `running` that wait and hold no slot, the longest wait first."""
     is_draining: bool = False

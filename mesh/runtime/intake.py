@@ -2,31 +2,29 @@
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 from contracts.card import Load
 from contracts.errors import ContractError, NewerFormat
+from contracts.outcome import Status
 from contracts.subjects import AGAIN, Address, Identity, Kind, is_legal_id, stand_in
 from contracts.task import Sender
-from mesh.bus import topology
 from mesh.bus.commit import ack, nak, read_result
 from mesh.bus.parks import publish_wake, standing
-from mesh.bus.pull import Delivery, Pull
+from mesh.bus.pull import Delivery
 from mesh.capability import Capability
 from mesh.context import BlockingContext
 from mesh.errors import BusUnavailable, PublishRejected, PublishUnconfirmed
-from mesh.fibers import serving
 from mesh.runtime.attempt import judge
 from mesh.runtime.handling import TIMEOUT_SLACK_S
 from mesh.runtime.host import Attempt, Host
+from mesh.runtime.offering import Offering
 from mesh.runtime.settle import settle
-from mesh.runtime.verdict import HandBack, Verdict
-from mesh.scheduling.bids import ServiceTime, bid, expected_delay_s
-from mesh.scheduling.credit import slots_to_offer
+from mesh.runtime.verdict import Answer, HandBack, Verdict
+from mesh.scheduling.service import ServiceTimes
 from mesh.workflow.slots import Slot, Slots
 
 log = logging.getLogger("mesh.runtime")
@@ -47,43 +45,27 @@ class Intake:
         self._metrics = host.metrics.of(capability.name, capability.agent.version)
         agent = capability.agent
         self._me = Sender(agent=agent.name, role=agent.role, version=agent.version, peer=host.peer)
-        self._slots = Slots(capability.limits.concurrency, on_free=self._freed)
+        self._slots = Slots(capability.limits.concurrency, on_free=lambda: self.offering.look_again())
+        self._service = ServiceTimes()
+        self.offering = Offering(
+            host, capability.name, self._slots, self._service, on_delivery=self._arrived, on_lost=on_lost
+        )
         self._attempts = 0
-        self._service = ServiceTime()
-        self._is_open = False
+        self._settled_meanwhile = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._wanted = asyncio.Event()
         self._fibers: asyncio.TaskGroup
-        self._pull = Pull(
-            host.bus,
-            topology.consumer(host.settings, capability.name),
-            on_delivery=self._arrived,
-            on_room=self._wanted.set,
-            on_lost=on_lost,
-        )
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Take work until left or drained."""
-        self._host.controls.on_change.append(self._wanted.set)
-        try:
-            async with self._pull.open(), serving(self._keep_offering()), asyncio.TaskGroup() as self._fibers:
-                self._is_open = True
-                self._wanted.set()
-                yield
-        finally:
-            self._is_open = False
-            self._host.controls.on_change.remove(self._wanted.set)
+        async with asyncio.TaskGroup() as self._fibers, self.offering.open():
+            yield
 
     @property
     def in_flight(self) -> int:
         """Tasks that hold a slot here, or stand in line for one."""
         return self._slots.in_use
-
-    @property
-    def offered(self) -> int:
-        return self._pull.offered
 
     @property
     def is_paused(self) -> bool:
@@ -93,15 +75,16 @@ class Intake:
         return Load(
             slots=self._slots.count,
             in_flight=self.in_flight,
-            bid=self._bid(),
-            service_s=self._service.mean_s,
+            bid=self.offering.bid,
+            service_s=self._service.every.mean_s,
+            delay_s=self.offering.delay_s,
+            classes=dict(self._service.means_s()),
             is_paused=self.is_paused,
         )
 
     async def stop_bidding(self) -> None:
         """Take the offers back; what was handed over meanwhile still runs."""
-        self._is_open = False
-        await self._pull.withdraw()
+        await self.offering.stop()
 
     async def finish(self, *, grace_s: float) -> None:
         """Wait for what runs, at most `grace_s` seconds; then hand the rest back. What waits is parked."""
@@ -115,23 +98,6 @@ class Intake:
                 if fiber is not None:
                     fiber.cancel()
 
-    def _bid(self) -> int:
-        return bid(expected_delay_s(self._service, self.in_flight, self._slots.count))
-
-    async def _keep_offering(self) -> None:
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            if not self._is_open:
-                continue
-            if self.is_paused:
-                await self._pull.withdraw()
-                continue
-            await self._pull.resume()
-            slots = slots_to_offer(self._slots.count, self.in_flight, self._pull.offered)
-            if slots:
-                await self._pull.offer(slots, self._bid())
-
     def _arrived(self, delivery: Delivery) -> None:
         self.queue_depth = delivery.pending
         address = self._host.bus.subjects.parse(delivery.subject)
@@ -144,7 +110,6 @@ class Intake:
         if running is not None and running.is_wake != is_wake:
             # One is about to end, or the park it left says all: the other is looked at again then.
             self._fibers.create_task(nak(self._host.bus, delivery, delay_s=_look_again_s(delivery)))
-            self._wanted.set()
             return
         if running is not None:
             # The same task again while it runs here: the newer hand-over is the one to settle.
@@ -153,7 +118,6 @@ class Intake:
             )
             self._host.heartbeat.change(running.row, delivery, for_s=self._speak_for_s())
             self._metrics.redeliveries.inc()
-            self._wanted.set()
             return
         try:
             row = self._host.heartbeat.begin(delivery, for_s=self._speak_for_s())
@@ -164,6 +128,7 @@ class Intake:
         attempt = Attempt(identity, self.capability, self._metrics, self._me, delivery, row, slot, illegal_id, is_wake)
         self._host.running[identity] = attempt
         self._attempts += 1
+        self._metrics.bid_to_start_s.observe(self.offering.waited_s)
         self._idle.clear()
         attempt.fiber = self._fibers.create_task(self._handle(attempt))
 
@@ -189,18 +154,31 @@ class Intake:
                 verdict = HandBack("malformed record", delay_s=REFUSED_AGAIN_S)
             except (BusUnavailable, PublishUnconfirmed):
                 verdict = HandBack("bus away", delay_s=1.0)
-            if attempt.started_at:
-                self._service = self._service.after(time.time() - attempt.started_at)
-            try:
-                await settle(host, attempt, verdict)
-            except PublishRejected as error:
-                log.error("%s cannot be settled, it comes again: %s", attempt.identity, error)
-                await settle(host, attempt, HandBack("refused", delay_s=REFUSED_AGAIN_S))
+            # What fails soon is not fast.
+            if isinstance(verdict, Answer) and verdict.outcome.status is Status.DONE:
+                self.offering.observe(attempt.held_s, attempt.payload_class)
+            with self._settling(attempt):
+                try:
+                    await settle(host, attempt, verdict)
+                except PublishRejected as error:
+                    log.error("%s cannot be settled, it comes again: %s", attempt.identity, error)
+                    await settle(host, attempt, HandBack("refused", delay_s=REFUSED_AGAIN_S))
         finally:
             host.heartbeat.end(attempt.row)
             del host.running[attempt.identity]
             host.keep_parts(attempt)
             self._free(attempt)
+
+    @contextmanager
+    def _settling(self, attempt: Attempt) -> Iterator[None]:
+        """Have the next task fetched while this one is committed; as many as there are slots, lest results pile up."""
+        if self._settled_meanwhile < self._slots.count and _thread_of(attempt) is None:
+            attempt.slot.give()
+        self._settled_meanwhile += 1
+        try:
+            yield
+        finally:
+            self._settled_meanwhile -= 1
 
     async def _wake_again(self, identity: Identity, delivery: Delivery) -> None:
         """A wake that met another one: it becomes a wake once that one is acked, unless a younger one stands."""
@@ -213,17 +191,17 @@ class Intake:
             )
         except (BusUnavailable, PublishUnconfirmed, PublishRejected):
             is_over = False
-        self._wanted.set()
+        self.offering.look_again()
         if is_over:
             await ack(host.bus, delivery)
         else:
             await nak(host.bus, delivery, delay_s=_look_again_s(delivery))
 
     def _free(self, attempt: Attempt) -> None:
-        context = attempt.context
-        if isinstance(context, BlockingContext) and context.thread_ended is not None:
-            # A thread nobody waits for any more may go on: the slot is free when it ends.
-            context.thread_ended.add_done_callback(lambda _: self._release(attempt))
+        thread = _thread_of(attempt)
+        if thread is not None:
+            # Nobody waits for it any more: the slot is free when it ends.
+            thread.add_done_callback(lambda _: self._release(attempt))
         else:
             self._release(attempt)
 
@@ -233,12 +211,15 @@ class Intake:
         if not self._attempts:
             self._idle.set()
 
-    def _freed(self) -> None:
-        if slots_to_offer(self._slots.count, self.in_flight, self._pull.offered):
-            self._wanted.set()
-
     def _speak_for_s(self) -> float:
         return self.capability.limits.timeout_s + TIMEOUT_SLACK_S
+
+
+def _thread_of(attempt: Attempt) -> asyncio.Future[None] | None:
+    """The end of the thread that a plain handler may still run in."""
+    context = attempt.context
+    thread = context.thread_ended if isinstance(context, BlockingContext) else None
+    return None if thread is None or thread.done() else thread
 
 
 def _look_again_s(delivery: Delivery) -> float:

@@ -11,18 +11,19 @@ from contracts import wire
 from contracts.errors import ContractError, NewerFormat
 from contracts.event import EventKind
 from contracts.outcome import AttemptEnded, Ended, Failure, FailureKind, Outcome, Status
-from contracts.subjects import ancestry
+from contracts.subjects import ancestry, in_line
 from contracts.task import Task
 from contracts.wire import ContentType
 from mesh.bus.commit import ack, bury, commit, nak, read_outcome, relay, stored_type
 from mesh.bus.ledger import record_ended
+from mesh.bus.lines import mark_ttl_s, pass_on
 from mesh.bus.parks import park, wake
 from mesh.bus.records import Stored, read_many
 from mesh.bus.timers import set_timer
 from mesh.errors import PublishRejected
 from mesh.runtime.handling import HOLD_S
 from mesh.runtime.host import Attempt, Host
-from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Retry, Superseded, Verdict
+from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Parked, Retry, Superseded, Verdict
 from mesh.workflow.parking import Wait, next_due
 
 log = logging.getLogger("mesh.runtime")
@@ -43,6 +44,8 @@ async def settle(host: Host, attempt: Attempt, verdict: Verdict) -> None:
             await _hand_back(host, attempt, reason, delay_s, is_recorded=is_recorded)
         case Park(waits):
             await _park(host, attempt, waits)
+        case Parked():
+            await ack(host.bus, attempt.delivery)
         case Superseded():
             attempt.slot.give()
             await wake(host.bus, attempt.identity)
@@ -96,6 +99,7 @@ async def _finish_found(host: Host, attempt: Attempt, found: Stored) -> None:
         await _hand_back(host, attempt, "newer format", host.settings.ack_wait_s, is_recorded=True)
     except ContractError as error:
         log.error("%s has a malformed result, which stands: %s", attempt.identity, error)
+        await _pass_on(host, attempt, is_early=True)
         await ack(host.bus, attempt.delivery)
     else:
         await _finish(host, attempt, outcome, stored_type(found))
@@ -113,6 +117,7 @@ async def _finish(host: Host, attempt: Attempt, outcome: Outcome, as_type: Conte
             log.warning("%s is a dead letter: %s: %s", attempt.identity, outcome.failure.kind, outcome.failure.message)
             await host.tell(EventKind.DEAD_LETTERED, attempt.identity, outcome.failure.message)
     await _wake_parent(host, attempt)
+    await _pass_on(host, attempt, is_early=outcome.is_early)
     await ack(host.bus, attempt.delivery)
 
 
@@ -132,19 +137,22 @@ async def _wake_parent(host: Host, attempt: Attempt) -> None:
         await wake(host.bus, above[-1])
 
 
+async def _pass_on(host: Host, attempt: Attempt, *, is_early: bool) -> None:
+    """The next task of a line is woken, if this one stands in one."""
+    if in_line(attempt.identity) is None:
+        return
+    host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
+    # As for a parent: the next one may need this very slot.
+    attempt.slot.give()
+    ttl_s = mark_ttl_s(host.settings, attempt.result_ttl_s(host.settings))
+    await pass_on(host.bus, attempt.identity, is_early=is_early, mark=attempt.mark, ttl_s=ttl_s)
+
+
 async def _park(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> None:
     # First that this run is over, then the park, then its timer, then a last look: see `mesh.bus.parks`.
     host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
-    now, keep_until = time.time(), attempt.keep_until(host.settings)
-    attempt.has_records = True
-    await _record_ended(host, attempt, AttemptEnded(how=Ended.PARKED, peer=host.peer, at=now))
-    if not attempt.is_wake:
-        envelope = msgspec.structs.replace(attempt.task, keep_until=keep_until)
-        await park(host.bus, attempt.identity, attempt.delivery, envelope, ttl_s=max(1.0, keep_until - now))
-    limits = (attempt.task.deadline, keep_until)
-    due = next_due(waits, now=now, again_s=host.settings.wake_again_s, limits=limits)
-    await set_timer(host.bus, attempt.identity, due)
-    attempt.metrics.parks.inc()
+    await _record_ended(host, attempt, AttemptEnded(how=Ended.PARKED, peer=host.peer, at=time.time()))
+    await keep_parked(host, attempt, waits)
     records = [record for wait in waits for record in wait.records]
     is_over = any(await read_many(host.bus, records)) or any(wait.due and wait.due <= time.time() for wait in waits)
     if not is_over:
@@ -154,6 +162,19 @@ async def _park(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> None:
     else:
         await wake(host.bus, attempt.identity)
         await ack(host.bus, attempt.delivery)
+
+
+async def keep_parked(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> None:
+    """Write a task's park and set its timer. Safe to repeat; its delivery stays to be settled."""
+    now, keep_until = time.time(), attempt.keep_until(host.settings)
+    attempt.has_records = True
+    if not attempt.is_wake:
+        envelope = msgspec.structs.replace(attempt.task, keep_until=keep_until)
+        await park(host.bus, attempt.identity, attempt.delivery, envelope, ttl_s=max(1.0, keep_until - now))
+    limits = (attempt.task.deadline, keep_until)
+    due = next_due(waits, now=now, again_s=host.settings.wake_again_s, limits=limits)
+    await set_timer(host.bus, attempt.identity, due)
+    attempt.metrics.parks.inc()
 
 
 async def _retry(host: Host, attempt: Attempt, failure: Failure, after_s: float) -> None:

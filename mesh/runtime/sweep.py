@@ -21,6 +21,7 @@ from mesh.bus.records import read_many
 from mesh.capability import Capability
 from mesh.errors import BusError
 from mesh.runtime.host import Host
+from mesh.scheduling.lanes import NORMAL, ORDER
 
 log = logging.getLogger("mesh.runtime")
 
@@ -45,29 +46,30 @@ class Sweep:
             await asyncio.sleep(mean_s * random.uniform(0.5, 1.5))  # noqa: S311  # spreads load, hides nothing
             try:
                 for capability in capabilities:
-                    await self.round(capability)
+                    for lane in ORDER:
+                        await self.round(capability, lane)
                 await self.count_unserved()
             except BusError as error:
                 log.info("sweep put off: %s", error)
 
-    async def round(self, capability: Capability[Any, Any, Any]) -> int:
-        """One look at a capability. The number of messages set going again."""
+    async def round(self, capability: Capability[Any, Any, Any], lane: str = NORMAL) -> int:
+        """One look at a capability's lane. The number of messages set going again."""
         host, name = self.host, capability.name
-        spec = topology.consumer(host.settings, name)
+        spec = topology.consumer(host.settings, name, lane)
         info = await topology.inspect(host.bus, spec)
         if info is None or info["num_pending"] > DEEP:
-            self.suspects.pop(name, None)
+            self.suspects.pop(spec.name, None)
             return 0
         standing: dict[str, int] = {}
         for filter_subject in spec.config["filter_subjects"]:
             standing |= await topology.queued(host.bus, filter_subject)
         counted = info["num_pending"] + info["num_ack_pending"]
         running = {attempt.delivery.subject for attempt in host.running.values()}
-        before = self.suspects.pop(name, set())
+        before = self.suspects.pop(spec.name, set())
         if sum(standing.values()) <= counted:
             return 0
         now = set(standing) - running
-        self.suspects[name] = now
+        self.suspects[spec.name] = now
         stranded = [stored for stored in await read_many(host.bus, sorted(now & before)) if stored is not None]
         delivered = info["delivered"]["stream_seq"]
         stranded = [stored for stored in stranded if stored.sequence <= delivered]
@@ -79,7 +81,7 @@ class Sweep:
         await host.bus.gather(distrust, wire.encode(WhoRuns()), within_s=DISTRUST_S)
         await topology.reset_consumer(host.bus, spec, first)
         host.metrics.revived.labels(name).inc(len(stranded))
-        log.warning("%s: consumer reset to %d: %d messages were handed out to nobody", name, first, len(stranded))
+        log.warning("%s: consumer reset to %d: %d messages were handed out to nobody", spec, first, len(stranded))
         for stored in stranded:
             await host.tell(EventKind.REVIVED, host.bus.subjects.parse(stored.subject).identity)
         return len(stranded)

@@ -21,7 +21,6 @@ from mesh.scheduling.credit import slots_to_offer
 log = logging.getLogger("mesh.runtime")
 
 AT_ONCE = 64
-PRIORITY = 5
 AGAIN_S = 5.0
 
 
@@ -65,7 +64,7 @@ class Timekeeper:
             self._wanted.clear()
             slots = slots_to_offer(AT_ONCE, self._busy, self._pull.offered)
             if self._is_open and slots:
-                await self._pull.offer(slots, PRIORITY)
+                await self._pull.offer(slots)
 
     def _arrived(self, delivery: Delivery) -> None:
         self._busy += 1

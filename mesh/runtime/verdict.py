@@ -46,8 +46,13 @@ class Park:
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """The task is parked until its turn comes, and was looked at since: ack."""
+
+
+@dataclass(frozen=True, slots=True)
 class Superseded:
     """The task is parked already, and this is the message it had before: have it woken, and ack."""
 
 
-Verdict = Answer | Answered | Retry | HandBack | Park | Superseded
+Verdict = Answer | Answered | Retry | HandBack | Park | Parked | Superseded

@@ -1,1 +1,1 @@
-"""What a peer offers the server and at which bid: pure functions of numbers."""
+"""What a peer offers the server, at which bid and in which lane: pure functions of numbers."""

@@ -1,43 +1,78 @@
-"""The bid: the expected delay of one more task here, as a pull priority from 0 (best) to 9.
+"""The bid: how many tasks must wait before one more of them is better served here than left to faster peers.
 
-The scale is logarithmic: each level is three times the delay of the one below, from a millisecond to half a
-minute, so that peers of very different speed still differ in their bids.
+Every pull names it (`min_pending`), and the server compares it with the queue at the moment of hand-over: a peer
+that is as fast as the others bids 1 and takes whatever comes, a slow one is passed over until the queue is so deep
+that waiting for a faster peer would take longer. So work is bound to a peer as late as it can be, nothing is
+prefetched to keep a slow peer out, and no gossip decides: beats tell peers how fast the others are, which changes
+slowly, and the server knows how deep the queue is, which changes fast.
+
+The rule is the threshold of the slow-server problem (W. Lin and P. R. Kumar, "Optimal control of a queueing system
+with two heterogeneous servers", 1984): with faster peers that finish `rate` tasks a second, the task at place n of
+the queue starts there after n / rate seconds, so this peer helps from about n = rate x (own delay - theirs) on. A
+quarter of that is bid: tasks behind the one that is taken gain as well.
 """
 
-import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-LEVELS = 10
-FIRST_LEVEL_S = 0.001
-LEVEL_RATIO = 3.0
+BEST = 1
+HANDOVER_S = 0.002
+"""What handing a task over costs beside its run: peers that differ by less do not differ."""
+ALIKE = 2.0
+"""Peers whose delays differ by less than this factor are alike: averages of a few runs say no more."""
+PATIENCE = 0.25
+BID_MAX = 1_000_000
 
-# One slow task moves the average by a fifth of its surprise, and it takes five to move it most of the way.
-WEIGHT = 0.2
-# A single outlier counts as at most this many times the average.
-OUTLIER_RATIO = 10.0
+PROBE_S = 2.0
+"""How long a peer that is passed over waits before it takes a task all the same."""
+PROBE_SHARE = 5
+"""A probe costs a task this peer's delay: there are at least so many delays between two."""
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceTime:
-    """A moving average of how long one task takes here, in seconds. 0 until the first."""
+class Offer:
+    """What one peer offers: slots, and the seconds in which one of them serves a task, by class where it is known."""
 
-    mean_s: float = 0.0
-
-    def after(self, run_s: float) -> "ServiceTime":
-        """The average with one more observation."""
-        if self.mean_s <= 0:
-            return ServiceTime(run_s)
-        bounded_s = min(run_s, OUTLIER_RATIO * self.mean_s)
-        return ServiceTime(self.mean_s + WEIGHT * (bounded_s - self.mean_s))
+    slots: int
+    delay_s: float
+    classes: Mapping[str, float] = field(default_factory=dict)
 
 
-def expected_delay_s(service: ServiceTime, in_flight: int, slots: int) -> float:
-    """How long one more task would take here: its own time, stretched by how busy the slots are."""
-    return service.mean_s * (1 + in_flight / slots)
+def delay_s(mean_s: float, *, slots: int, standing: int = 0, lag_s: float = 0.0) -> float:
+    """In how many seconds a slot serves one more task.
+
+    That is its mean run, stretched by tasks that stand in line for a slot here already, and what the peer's event
+    loop is late.
+    """
+    return mean_s * (1 + standing / slots) + lag_s
 
 
-def bid(delay_s: float) -> int:
-    """The priority for an expected delay."""
-    if delay_s <= FIRST_LEVEL_S:
-        return 0
-    return min(LEVELS - 1, int(math.log(delay_s / FIRST_LEVEL_S, LEVEL_RATIO)))
+def bid(own: Offer, others: Iterable[Offer]) -> int:
+    """How many tasks must wait before one more is better served here, 1 for at once.
+
+    `others` are peers that take work; one without a known delay is taken for a peer like this one.
+    """
+    pace_s = own.delay_s + HANDOVER_S
+    rate, slots = 0.0, 0
+    for other in others:
+        other_s = _comparable_s(other, own) + HANDOVER_S
+        if other.delay_s > 0 and other_s * ALIKE < pace_s:
+            rate += other.slots / other_s
+            slots += other.slots
+    if not slots:
+        return BEST
+    return min(BID_MAX, BEST + int(PATIENCE * rate * (pace_s - slots / rate)))
+
+
+def probe_after_s(own_delay_s: float) -> float:
+    """How long a peer lets itself be passed over before it takes one task to see whether it is still slow."""
+    return max(PROBE_S, PROBE_SHARE * own_delay_s)
+
+
+def _comparable_s(other: Offer, own: Offer) -> float:
+    """The other's delay, had it the mix of classes that this peer has."""
+    shared = own.classes.keys() & other.classes.keys()
+    own_s = sum(own.classes[class_] for class_ in shared)
+    if not own_s:
+        return other.delay_s
+    return own.delay_s * sum(other.classes[class_] for class_ in shared) / own_s

@@ -27,6 +27,7 @@ class CapabilityMetrics:
         self.tasks = {status: metrics.tasks.labels(capability, version, status) for status in Status}
         self.queue_s = metrics.queue_s.labels(capability)
         self.run_s = metrics.run_s.labels(capability)
+        self.bid_to_start_s = metrics.bid_to_start_s.labels(capability)
         self.commit_s = metrics.commit_s.labels(capability)
         self.redeliveries = metrics.redeliveries.labels(capability)
         self.retries = metrics.retries.labels(capability)
@@ -66,6 +67,13 @@ class Metrics:
             "From started to the handler's end.",
             ("capability",),
             buckets=RUN_BUCKETS,
+            registry=self.registry,
+        )
+        self.bid_to_start_s = Histogram(
+            "mesh_bid_to_start_seconds",
+            "From a slot's offer to the task that took it, the oldest offer first.",
+            ("capability",),
+            buckets=QUEUE_BUCKETS,
             registry=self.registry,
         )
         self.commit_s = Histogram(

@@ -378,6 +378,7 @@ class KillPoints:
         self._surround(settle, "set_timer", after=Point.TIMED)
         self._surround(settle, "read_many", after=Point.LOOKED)
         self._surround(intake, "publish_wake", after=Point.AGAIN_WOKEN)
+        self._surround(settle, "pass_on", before=Point.WAKE_DUE, after=Point.WOKEN)
         for module in (settle, timekeeper):
             self._surround(module, "wake", after=Point.WOKEN)
         for module in (settle, intake, timekeeper):

@@ -39,6 +39,9 @@ class Clock:
             self.used_s += now - self.runs_since
             self.runs_since = None
 
+    def total_s(self, now: float) -> float:
+        return self.used_s + (now - self.runs_since if self.runs_since is not None else 0.0)
+
 
 class Flow:
     """The waits of one run. `on_waiting` is told when it begins and ends to wait; it asks nothing."""
@@ -76,6 +79,11 @@ class Flow:
         """The scope in which the handler runs."""
         self.scope = asyncio.timeout_at(self._ends_at(self._clock.start(self._loop.time())))
         return self.scope
+
+    @property
+    def held_s(self) -> float:
+        """How long the slot was held so far."""
+        return self._clock.total_s(self._loop.time())
 
     @property
     def is_past_deadline(self) -> bool:

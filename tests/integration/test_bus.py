@@ -65,7 +65,7 @@ async def test_migrating_changes_the_server_on_request(mesh: Mesh, settings: Set
     assert await topology.ensure(mesh.bus, specs) == topology.Ensured()
     info = await topology.inspect(mesh.bus, specs[-1])
     assert info is not None
-    assert info["config"]["priority_policy"] == "prioritized"
+    assert info["config"]["priority_policy"] == "overflow"
 
 
 async def test_a_server_without_room_is_told_as_such(mesh: Mesh, settings: Settings) -> None:
@@ -117,7 +117,7 @@ async def test_the_servers_no_is_told_apart_from_its_silence(mesh: Mesh) -> None
         await mesh.bus.store(mesh.bus.subjects.result(Identity("bill", "other")), b"{}", {"Nats-TTL": "1ms"})
 
 
-async def test_a_better_bid_is_served_first(mesh: Mesh, settings: Settings) -> None:
+async def test_a_pull_is_passed_over_until_as_many_wait_as_it_bids(mesh: Mesh, settings: Settings) -> None:
     await topology.ensure(mesh.bus, [topology.consumer(settings, "bill")])
     got: list[str] = []
 
@@ -125,16 +125,52 @@ async def test_a_better_bid_is_served_first(mesh: Mesh, settings: Settings) -> N
         bill = topology.consumer(settings, "bill")
         return Pull(mesh.bus, bill, on_delivery=lambda _: got.append(name), on_room=lambda: None, on_lost=lambda: None)
 
-    worse, better = pull("worse"), pull("better")
-    async with worse.open(), better.open():
-        await worse.offer(1, 5)
-        await better.offer(1, 2)
+    slow, fast = pull("slow"), pull("fast")
+    async with slow.open(), fast.open():
+        await slow.offer(2, 3)
+        await fast.offer(1)
         await eventually(lambda: waiting_pulls(mesh, 2))
-        for number in range(2):
+        for number in range(3):
             await mesh.bus.store(mesh.bus.subjects.task(Identity("bill", f"k{number}")), b"{}")
+        await eventually(lambda: got)
+        assert await queue_of(mesh) == (2, 1)
+        await mesh.bus.store(mesh.bus.subjects.task(Identity("bill", "k3")), b"{}")
         await eventually(lambda: len(got) == 2)
+        assert await queue_of(mesh) == (2, 1)
 
-    assert got == ["better", "worse"]
+    assert got == ["fast", "slow"]
+
+
+async def test_an_offer_that_is_passed_over_ends_and_a_look_does_not_wait(mesh: Mesh, settings: Settings) -> None:
+    await topology.ensure(mesh.bus, [topology.consumer(settings, "bill")])
+    got: list[Delivery] = []
+    heard: list[str] = []
+    pull = Pull(
+        mesh.bus,
+        topology.consumer(settings, "bill"),
+        on_delivery=got.append,
+        on_room=lambda: heard.append("room"),
+        on_empty=lambda: heard.append("empty"),
+        on_lost=lambda: heard.append("lost"),
+    )
+    async with pull.open():
+        await pull.take()
+        await eventually(lambda: heard == ["empty"])
+        await mesh.bus.store(mesh.bus.subjects.task(TASK), b"{}")
+        await pull.offer(3, 2, for_s=0.3)
+        assert pull.offered == 3
+        await eventually(lambda: heard == ["empty", "room"])
+        assert (got, pull.offered) == ([], 0)
+        await pull.take()
+        await eventually(lambda: got)
+
+    assert (pull.served, pull.offered, heard) == (1, 0, ["empty", "room"])
+
+
+async def queue_of(mesh: Mesh) -> tuple[int, int]:
+    """How many tasks wait, and how many pulls."""
+    info = await mesh.bus.api(f"CONSUMER.INFO.{mesh.bus.subjects.stream}.bill")
+    return info["num_pending"], info["num_waiting"]
 
 
 async def waiting_pulls(mesh: Mesh, count: int) -> bool:
@@ -148,11 +184,11 @@ async def test_a_pull_that_was_withdrawn_leaves_the_message_to_others(mesh: Mesh
     bill = topology.consumer(settings, "bill")
     pull = Pull(mesh.bus, bill, on_delivery=got.append, on_room=lambda: None, on_lost=lambda: None)
     async with pull.open():
-        await pull.offer(3, 0)
+        await pull.offer(3)
         await pull.withdraw()
         sequence = await mesh.bus.store(mesh.bus.subjects.task(TASK), b"{}")
         await pull.resume()
-        await pull.offer(1, 0)
+        await pull.offer(1)
         await eventually(lambda: got)
 
     assert [(delivery.sequence, delivery.delivered, delivery.pending) for delivery in got] == [(sequence, 1, 0)]
@@ -167,7 +203,7 @@ async def test_an_inbox_replaced_from_two_sides_at_once_keeps_its_account(mesh: 
     async with pull.open():
         await asyncio.gather(pull.withdraw(), pull.resume(), pull.withdraw(), pull.resume(), pull.resume())
         subscriptions = len(mesh.bus.nc._subs) - before
-        await pull.offer(1, 0)
+        await pull.offer(1)
         await mesh.bus.store(mesh.bus.subjects.task(TASK), b"{}")
         await eventually(lambda: got)
 

@@ -129,7 +129,7 @@ async def test_a_drain_hands_back_what_outlives_the_grace_period_at_once(mesh: M
 async def test_a_paused_capability_takes_no_work_until_it_is_resumed(mesh: Mesh, settings: Settings) -> None:
     async with hosting(echo_agent(), settings=settings) as peer:
         await control.pause(mesh.bus, "echo", by="test")
-        await eventually(lambda: peer.intakes[0].is_paused and not peer.intakes[0].offered)
+        await eventually(lambda: peer.intakes[0].is_paused and not any(peer.intakes[0].offering.offered.values()))
         handle = await mesh.submit("echo", "hello", returns=str)
         assert (await handle.status()).where.value == "queued"
         assert peer.is_ready() == (True, "ready, paused: echo")

@@ -59,6 +59,16 @@ async def test_a_task_is_submitted_and_its_typed_value_read(desk: Settings) -> N
     assert await asyncio.to_thread(script) == (Word("HI"), False)
 
 
+async def test_a_task_is_put_into_a_line(desk: Settings) -> None:
+    def script() -> list[str]:
+        with sync.connect(settings=desk) as mesh:
+            handles = [mesh.submit(shout, Word("hi"), order_key="a") for _ in range(2)]
+            assert [handle.result(within_s=10) for handle in handles] == [Word("HI")] * 2
+            return [handle.id for handle in handles]
+
+    assert await asyncio.to_thread(script) == ["a.~~1", "a.~~2"]
+
+
 async def test_it_works_while_another_loop_runs_in_the_thread(desk: Settings) -> None:
     # As in a notebook's cell: this thread's loop runs, and hosts the peer in its pauses.
     with sync.connect(settings=desk) as mesh:

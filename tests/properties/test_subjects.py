@@ -1,5 +1,6 @@
 """The subject grammar, both ways, over names and ids that mean harm."""
 
+import re
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from contracts import subjects as grammar
 from contracts.errors import ContractError
-from contracts.subjects import Address, Identity, Kind, Subjects
+from contracts.subjects import Address, Identity, Kind, Line, Subjects
 
 SEPARATORS = " \t\r\n\x00\x07\x7f\x85\xa0\u2028\u2029.*>"
 
@@ -270,9 +271,62 @@ def test_ids_of_the_mesh_are_legal_at_every_depth(task_id: str) -> None:
 
 @given(ids, anything)
 def test_a_dot_in_an_id_is_legal_before_a_mark_of_the_mesh_only(task_id: str, tail: str) -> None:
-    legal = tail.startswith("~") and "." not in tail and grammar.is_legal_id(tail[1:])
+    is_child = tail.startswith("~") and "." not in tail and grammar.is_legal_id(tail[1:])
+    legal = is_child or ("." not in task_id and re.fullmatch("~~[1-9][0-9]*", tail) is not None)
 
     assert grammar.is_legal_id(f"{task_id}.{tail}") is legal
+
+
+lines = st.builds(Line, capabilities, tokens)
+positions = st.integers(1, 10**9)
+
+
+@given(lines, positions, tokens)
+def test_a_position_in_a_line_is_read_back_from_the_id(line: Line, position: int, token: str) -> None:
+    task = line.at(position)
+
+    assert grammar.in_line(task) == (line, position)
+    assert grammar.is_legal_id(task.id)
+    assert grammar.is_legal_id(child := grammar.child_id(task.id, token))
+    assert grammar.in_line(Identity(line.capability, child)) is None
+    assert grammar.ancestry(task, (grammar.SESSION,))[-1] == task
+
+
+@given(capabilities, ids | anything)
+def test_an_id_that_is_no_position_in_a_line_is_in_none(capability: str, task_id: str) -> None:
+    found = grammar.in_line(Identity(capability, task_id))
+
+    assert found is None or found[0].at(found[1]) == Identity(capability, task_id)
+    assert found is None or not _accepts(grammar.check_key, task_id)
+
+
+@given(prefixes, lines, positions, tokens, st.integers(1, 99))
+def test_a_task_in_a_line_never_shares_a_subject_with_what_is_below_a_task_of_that_key(
+    subjects: Subjects, line: Line, position: int, name: str, number: int
+) -> None:
+    task, namesake = line.at(position), Identity(line.capability, line.key)
+
+    below = [
+        subjects.step(namesake, name),
+        subjects.attempt(namesake, number, "began"),
+        subjects.own_step(namesake, f"signal-{name}"),
+        *states(subjects, Identity(line.capability, grammar.child_id(line.key, name))),
+    ]
+
+    assert not set(below) & set(states(subjects, task))
+    assert [subject for subject in below if matches(subjects.any_state(task), subject)] == []
+
+
+@given(prefixes, lines, positions, tokens)
+def test_the_wildcard_of_a_line_covers_its_tasks_and_no_records_of_its_own(
+    subjects: Subjects, line: Line, position: int, key: str
+) -> None:
+    covering = subjects.any_position(line)
+    own = [subjects.line(line), subjects.place(line, key)]
+
+    assert all(matches(covering, subject) for subject in states(subjects, line.at(position)))
+    assert not any(matches(stored, subject) for stored in subjects.stored for subject in own)
+    assert all(any(matches(stored, subject) for stored in subjects.lines_stored) for subject in own)
 
 
 @pytest.mark.parametrize("character", ["a", "é", "語", "🐦"])

@@ -163,6 +163,7 @@ def test_all_planes_of_a_capability_are_told(document: dict[str, Any]) -> None:
             f"done.{name}.{{id}}",
             f"part.{name}.{{id}}",
             f"step.{name}.{{id}}.{{name}}",
+            f"line.{name}.{{order_key}}",
             f"dead.letter.{name}.{{id}}",
             f"ctl.{name}.distrust",
             f"ctl.{name}.who-runs",
