@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-agent demo-support test check faults bench bench-workflow clean
+.PHONY: help install demo demo-agent demo-support test check faults bench bench-workflow bench-schedule clean
 
 help:
 	@echo "make demo            review real code on 4 peers, one of them killed on the way"
@@ -16,6 +16,7 @@ help:
 	@echo "make faults          10,000 tasks and more under seeded faults, minutes long"
 	@echo "make bench           throughput beside a bare nats-py loop of the same promise"
 	@echo "make bench-workflow  durable calls, steps and parks beside a bare submit"
+	@echo "make bench-schedule  bids beside six other ways to hand tasks to peers, half an hour"
 	@echo "make clean           remove .venv and caches"
 
 install: $(STAMP)
@@ -52,6 +53,9 @@ faults: install
 
 bench-workflow: install
 	$(BIN)/python -m ops.bench.workflow
+
+bench-schedule: install
+	$(BIN)/python -m ops.bench.schedule --plot docs/schedule.svg
 
 bench: install
 	$(BIN)/python -m ops.bench.throughput

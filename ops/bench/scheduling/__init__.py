@@ -1,0 +1,1 @@
+"""Parts of `ops.bench.schedule`: fleets and traces, policies, peer processes, figures."""
