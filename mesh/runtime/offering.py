@@ -158,10 +158,15 @@ class Offering:
 
     def observe(self, run_s: float, class_: str) -> None:
         """Count a task that was done here."""
-        if run_s < self._service.every.mean_s / bids.ALIKE:
+        is_sign = self._bid > BEST and bids.is_at_pace(run_s, self._own, self._host.offers_of(self._capability))
+        if is_sign or run_s < self._service.every.mean_s / bids.ALIKE:
             # It may have become fast: another one tells more.
             self._probe_at = 0.0
-        self._service.observe(run_s, class_)
+        self._service.observe(run_s, class_, is_sign=is_sign)
+
+    @property
+    def _own(self) -> Offer:
+        return Offer(self._slots.count, self.delay_s, self._service.means_s())
 
     @property
     def _every(self) -> tuple[Pull, ...]:
@@ -170,8 +175,7 @@ class Offering:
     def _worked_out(self, now: float) -> int:
         if not self._host.settings.bids or not self._service.every.seen or now < self._distrusted_until:
             return BEST
-        own = Offer(self._slots.count, self.delay_s, self._service.means_s())
-        return bids.bid(own, self._host.offers_of(self._capability))
+        return bids.bid(self._own, self._host.offers_of(self._capability))
 
     async def _keep(self) -> None:
         while True:

@@ -52,21 +52,32 @@ def bid(own: Offer, others: Iterable[Offer]) -> int:
 
     `others` are peers that take work; one without a known delay is taken for a peer like this one.
     """
-    pace_s = own.delay_s + HANDOVER_S
-    rate, slots = 0.0, 0
-    for other in others:
-        other_s = _comparable_s(other, own) + HANDOVER_S
-        if other.delay_s > 0 and other_s * ALIKE < pace_s:
-            rate += other.slots / other_s
-            slots += other.slots
+    slots, rate = _faster(own, others)
     if not slots:
         return BEST
-    return min(BID_MAX, BEST + int(PATIENCE * rate * (pace_s - slots / rate)))
+    return min(BID_MAX, BEST + int(PATIENCE * rate * (own.delay_s + HANDOVER_S - slots / rate)))
+
+
+def is_at_pace(run_s: float, own: Offer, others: Iterable[Offer]) -> bool:
+    """Whether a run took no longer than it does on peers that are clearly faster; False where there are none."""
+    slots, rate = _faster(own, others)
+    return bool(slots) and run_s + HANDOVER_S < ALIKE * slots / rate
 
 
 def probe_after_s(own_delay_s: float) -> float:
     """How long a peer lets itself be passed over before it takes one task to see whether it is still slow."""
     return max(PROBE_S, PROBE_SHARE * own_delay_s)
+
+
+def _faster(own: Offer, others: Iterable[Offer]) -> tuple[int, float]:
+    """Slots of peers that are clearly faster, and the tasks a second that they finish."""
+    slots, rate = 0, 0.0
+    for other in others:
+        other_s = _comparable_s(other, own) + HANDOVER_S
+        if other.delay_s > 0 and other_s * ALIKE < own.delay_s + HANDOVER_S:
+            slots += other.slots
+            rate += other.slots / other_s
+    return slots, rate
 
 
 def _comparable_s(other: Offer, own: Offer) -> float:

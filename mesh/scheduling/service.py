@@ -4,7 +4,8 @@ Rules.
 - Each observation moves the mean by a tenth of its surprise; the first ones count evenly.
 - A single run far above the mean (more than four times) counts as four times the mean. When the next one is
   far above as well, the peer has become slow: runs count as they are, and by half, until one is not far any more.
-- The third run in a row far below the mean (less than a quarter) says that the peer has become fast.
+- The third run in a row far below the mean (less than a quarter) says that the peer has become fast. Where a peer is
+  passed over and seldom tried, one run at the pace of faster peers says so.
 - Authors may name a class of payloads. Classes are averaged apart, so that a peer that was handed the large ones
   does not pass for a slow one.
 """
@@ -40,6 +41,10 @@ class ServiceTime:
         counted_s = run_s if has_changed else min(run_s, FAR * self.mean_s)
         return ServiceTime(self.mean_s + weight * (counted_s - self.mean_s), self.seen + 1, streak)
 
+    def after_sign(self, run_s: float) -> "ServiceTime":
+        """The average with one more observation, which says that the peer has become fast."""
+        return ServiceTime(self.mean_s + WEIGHT_OF_CHANGE * (run_s - self.mean_s), self.seen + 1)
+
     def _streak(self, run_s: float) -> int:
         if run_s > FAR * self.mean_s:
             return max(0, self.streak) + 1
@@ -55,9 +60,9 @@ class ServiceTimes:
     every: ServiceTime = ServiceTime()
     by_class: dict[str, ServiceTime] = field(default_factory=dict)
 
-    def observe(self, run_s: float, class_: str = "") -> None:
-        """Count one run. Past eight classes the others share one."""
-        self.every = self.every.after(run_s)
+    def observe(self, run_s: float, class_: str = "", *, is_sign: bool = False) -> None:
+        """Count one run, which may be a sign that the peer has become fast. Past eight classes the others share one."""
+        self.every = self.every.after_sign(run_s) if is_sign else self.every.after(run_s)
         if not class_:
             return
         if class_ not in self.by_class and len(self.by_class) >= CLASSES_MAX:

@@ -6,7 +6,7 @@ import random
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mesh.scheduling.bids import ALIKE, BEST, BID_MAX, HANDOVER_S, Offer, bid, delay_s, probe_after_s
+from mesh.scheduling.bids import ALIKE, BEST, BID_MAX, HANDOVER_S, Offer, bid, delay_s, is_at_pace, probe_after_s
 from mesh.scheduling.credit import SHORT_S, Ask, ahead, asks, slots_to_offer
 from mesh.scheduling.service import CLASSES_MAX, FAR, OTHERS, SLOW_AFTER, WEIGHT, ServiceTime, ServiceTimes
 
@@ -60,6 +60,15 @@ def test_a_peer_ten_times_slower_than_six_bids_so_deep_that_it_helps_only_under_
     assert bid(Offer(1, 0.2), fast) == 13
     assert bid(Offer(1, 0.2), fast[:1]) == 3
     assert bid(Offer(8, 20.0), [Offer(8, 2.0)] * 6) == 108
+
+
+def test_a_run_at_the_pace_of_faster_peers_is_known_by_them() -> None:
+    fast, slow = [Offer(1, 0.02)] * 6, Offer(1, 0.2)
+
+    assert is_at_pace(0.03, slow, fast)
+    assert not is_at_pace(0.1, slow, fast)
+    assert not is_at_pace(0.03, Offer(1, 0.03), fast)
+    assert not is_at_pace(0.03, slow, [])
 
 
 def test_differences_that_handing_over_costs_anyway_do_not_count() -> None:
@@ -126,6 +135,16 @@ def test_a_peer_that_turns_ten_times_slower_is_known_after_three_runs_and_one_th
     for _ in range(10):
         slow = slow.after(0.02)
     assert slow.mean_s < ALIKE * 0.02
+
+
+def test_runs_at_the_pace_of_others_bring_a_peer_back_after_four() -> None:
+    services = ServiceTimes()
+    for _ in range(50):
+        services.observe(0.2)
+    for _ in range(4):
+        services.observe(0.02, is_sign=True)
+
+    assert services.every.mean_s < ALIKE * 0.02
 
 
 def test_stragglers_now_and_then_seldom_make_a_peer_look_slow() -> None:
