@@ -181,7 +181,8 @@ async def test_branches_that_interleave_otherwise_in_each_of_200_replays_ask_for
 
         assert not found.violations, str(found)
         runs = Counter(entry.task for entry in here.history.read(What.RAN) if entry.task.startswith("weave/"))
-        assert min(runs.values()) >= replays
+        # A peer may die between the record that an attempt began and its handler's start.
+        assert min(runs.values()) >= replays - found.figures["fault_kill-peer"]
         assert sum(runs.values()) >= 200
         value = str(sum(n**2 + (100 + n**2) ** 2 + 49 for n in range(branches)))
         for number in range(tasks):
