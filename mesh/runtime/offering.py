@@ -67,6 +67,8 @@ class Offering:
         self._bid_until = 0.0
         self._probe_at = 0.0
         self._distrusted_until = 0.0
+        self.waited_s = 0.0
+        """How long the slot that was served last had been on offer."""
         self._alarms: dict[str, asyncio.TimerHandle] = {}
         self._looked: asyncio.TimerHandle | None = None
         self._held: list[Delivery] = []
@@ -117,11 +119,6 @@ class Offering:
     def offered(self) -> Mapping[str, int]:
         """Slots on offer, by lane."""
         return {lane: pull.offered for lane, pull in self._pulls.items()}
-
-    @property
-    def waited_s(self) -> float:
-        """How long the slot that was served last had been on offer."""
-        return self._pulls[NORMAL].waited_s
 
     @property
     def bid(self) -> int:
@@ -236,6 +233,7 @@ class Offering:
 
     def _arrived(self, lane: str, delivery: Delivery) -> None:
         self._lanes.arrived(lane, pending=delivery.pending)
+        self.waited_s = self._pulls[lane].waited_s
         is_new = lane == NORMAL and delivery.delivered == 1
         if self._bid > BEST and is_new and time.time() - delivery.stored_at > self.delay_s:
             # It would have been done here by now: faster peers are fewer than their beats say.
