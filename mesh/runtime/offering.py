@@ -42,7 +42,8 @@ class Idle(StrEnum):
 class Offering:
     """Keeps the free slots of one capability on offer, from `open` until it is left or stopped.
 
-    `on_delivery` takes each message at once, with its lane. `on_lost` hears that a consumer was lost.
+    `on_delivery` takes each message, a less urgent one up to `LOOK_WITHIN_S` later. `on_lost` hears that a consumer was
+    lost.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Offering:
         self._is_open = False
         self._wanted = asyncio.Event()
         self._bid = BEST
+        self._fleet_slots = slots.count
         self._bid_until = 0.0
         self._probe_at = 0.0
         self._distrusted_until = 0.0
@@ -170,9 +172,11 @@ class Offering:
         return (*self._pulls.values(), self._ahead)
 
     def _worked_out(self, now: float) -> int:
+        others = list(self._host.offers_of(self._capability))
+        self._fleet_slots = self._slots.count + sum(offer.slots for offer in others)
         if not self._host.settings.bids or not self._service.every.seen or now < self._distrusted_until:
             return BEST
-        return bids.bid(self._own, self._host.offers_of(self._capability))
+        return bids.bid(self._own, others)
 
     async def _keep(self) -> None:
         while True:
@@ -217,8 +221,7 @@ class Offering:
             self._alarms[step.lane] = loop.call_later(EMPTY_AFTER_S, self._waited, step.lane, pull.served)
 
     async def _fetch_ahead(self, mean_s: float) -> None:
-        fleet = sum(offer.slots for offer in self._host.offers_of(self._capability)) if 0 < mean_s <= SHORT_S else 0
-        ask = ahead(self._slots.count, mean_s, self._slots.count + fleet)
+        ask = ahead(self._slots.count, mean_s, self._fleet_slots)
         if ask is None or not self._host.settings.bids:
             return
         standing = max(0, self._slots.in_use - self._slots.count)
@@ -255,6 +258,7 @@ class Offering:
         held, self._held = self._held, []
         for delivery in held:
             self._on_delivery(delivery)
+        self._wanted.set()
 
     def _found_nothing(self, lane: str) -> None:
         self._lanes.is_empty(lane)

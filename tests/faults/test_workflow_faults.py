@@ -373,7 +373,7 @@ async def test_sagas_that_are_ended_from_outside_while_peers_are_killed_are_whol
 
     async def cancel(here: Scene, key: str) -> None:
         # Some are parked by then, some run, some were just killed.
-        await asyncio.sleep(here.dice.uniform(0.3, 1.5))
+        await asyncio.sleep(here.dice.uniform(0.3, 1.5))  # another moment for each
         await eventually(lambda: f"trip/{key}" in confirmed(here), within_s=WITHIN_S)
         await here.client.cancel("trip", key)
 
