@@ -6,7 +6,7 @@
         async with hosting(agent, settings=settings):
             assert await (await mesh.submit(double, 21)).result() == 42
 
-Needs pytest and pytest-asyncio. `faults` and `history` are what the fault suite is made of.
+Needs pytest and pytest-asyncio. `fleet`, `faults`, `kill_points` and `history` are what the fault suite is made of.
 """
 
 from mesh.testing.hosting import eventually, hosting

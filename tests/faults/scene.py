@@ -19,8 +19,10 @@ from mesh.client import Mesh
 from mesh.local.server import local_server
 from mesh.settings import Settings
 from mesh.testing import eventually
-from mesh.testing.faults import Fleet, Point, Scene, submit_surely
+from mesh.testing.faults import Scene, submit_surely
+from mesh.testing.fleet import Fleet
 from mesh.testing.history import Entry, Findings, History, What, check, observe, text
+from mesh.testing.kill_points import Point
 from tests.faults.workload import Orders
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,12 +26,12 @@ from mesh.testing.faults import (
     FreezePeer,
     KillBroker,
     KillPeer,
-    Point,
     RestartBroker,
     Scene,
     SubmitAgain,
 )
 from mesh.testing.history import Findings
+from mesh.testing.kill_points import Point
 from tests.faults.scene import ACK_WAIT_S, ask, findings, scene, seed
 from tests.faults.workload import Job
 

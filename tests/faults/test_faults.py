@@ -10,8 +10,9 @@ import pytest
 from contracts.outcome import FailureKind, Status
 from mesh.client import Mesh
 from mesh.testing import eventually
-from mesh.testing.faults import KillBroker, Point, RestartBroker, Scene
+from mesh.testing.faults import KillBroker, RestartBroker, Scene
 from mesh.testing.history import What
+from mesh.testing.kill_points import Point
 from tests.faults.scene import ask, findings, scene, seed, settings
 from tests.faults.storm import QUICK, Plan, storm
 from tests.faults.workload import ATTEMPTS_OF_POISON, Job

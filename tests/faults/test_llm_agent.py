@@ -18,7 +18,7 @@ from mesh.client import Mesh
 from mesh.local.server import local_server
 from mesh.streaming import Missed, Part, Restarted
 from mesh.testing import eventually
-from mesh.testing.faults import Fleet
+from mesh.testing.fleet import Fleet
 from mesh.testing.history import History, What
 from mesh.testing.llm import LLMServer, llm_server, scripted
 from tests.faults.llm_workload import Orders

@@ -23,12 +23,12 @@ from mesh.testing.faults import (
     FreezePeer,
     KillBroker,
     KillPeer,
-    Point,
     RestartBroker,
     Scene,
     repeated_until_done,
 )
 from mesh.testing.history import Entry, Findings, What, text
+from mesh.testing.kill_points import Point
 from tests.faults.lines import Turn
 from tests.faults.scene import ACK_WAIT_S, findings, scene, seed
 from tests.faults.test_workflow_faults import striking

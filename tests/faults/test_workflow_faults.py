@@ -23,8 +23,9 @@ from mesh.bus.parks import publish_wake, wake
 from mesh.bus.records import read
 from mesh.client import Mesh
 from mesh.testing import eventually
-from mesh.testing.faults import Fault, KillBroker, KillPeer, Point, RestartBroker, Scene, repeated_until_done
+from mesh.testing.faults import Fault, KillBroker, KillPeer, RestartBroker, Scene, repeated_until_done
 from mesh.testing.history import UNDO, Entry, Findings, What
+from mesh.testing.kill_points import Point
 from mesh.verbs import ANSWER
 from tests.faults.scene import ask, findings, scene, seed
 from tests.faults.workflows import STEPS, Burst, Leaf, Pay, Trip, Weave, step_of

@@ -22,8 +22,8 @@ from mesh import Agent, Context, Permanent, Transient
 from mesh.peer import Hosted, Peer
 from mesh.settings import Settings
 from mesh.testing import eventually
-from mesh.testing.faults import KillPoints, Point
 from mesh.testing.history import Entry, History, What
+from mesh.testing.kill_points import KillPoints, Point
 
 ATTEMPTS_OF_POISON = 3
 
