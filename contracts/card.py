@@ -55,6 +55,7 @@ class Load(Struct, frozen=True, kw_only=True, omit_defaults=True):
         msgspec.field(default_factory=dict)
     )
     is_paused: Annotated[bool, Meta(description="Whether an operator paused it.")] = False
+    held_by: Annotated[tuple[str, ...], Meta(description="Open breakers for which it takes no work.")] = ()
 
 
 class Beat(Record, frozen=True, kw_only=True, omit_defaults=True):

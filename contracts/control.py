@@ -23,6 +23,16 @@ class Pause(Record, frozen=True, kw_only=True, omit_defaults=True):
     reason: Annotated[str, Meta(description="Why.")] = ""
 
 
+class BreakerChange(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """The last change of a circuit breaker. Lengths count from when a peer hears of it: clocks differ."""
+
+    state: Annotated[str, Meta(description="`closed`, `open`, or `half-open`: one peer may probe.")]
+    at: Annotated[float, Meta(description="Unix time of the change.")]
+    for_s: Annotated[float, Meta(ge=0, description="Until it may be probed; half open: until the lease ends.")] = 0.0
+    by: Annotated[str, Meta(description="Id of the peer that decided it, or the name of who forced it.")] = ""
+    reason: Annotated[str, Meta(description="Why.")] = ""
+
+
 class WhoRuns(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Asked of all peers of a capability; only one that is running the task answers.
 

@@ -18,6 +18,8 @@ class EventKind(StrEnum):
     DEAD_LETTERED = "dead-lettered"
     CANCELLED = "cancelled"
     REVIVED = "revived"
+    BREAKER_OPENED = "breaker-opened"
+    BREAKER_CLOSED = "breaker-closed"
 
 
 class Event(Record, frozen=True, kw_only=True, omit_defaults=True):

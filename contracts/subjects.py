@@ -123,13 +123,7 @@ def check_capability(name: str) -> str:
     Raises:
         ContractError: it is empty, too long, or has a character outside letters, digits, `-`, `_`.
     """
-    if not isinstance(name, str) or not _CAPABILITY.fullmatch(name):
-        raise ContractError(
-            f"capability {_shown(name)} must be letters, digits, '-' and '_', and begin with a letter or digit"
-        )
-    if len(name) > CAPABILITY_LENGTH_MAX:
-        raise ContractError(f"capability of {len(name)} characters exceeds {CAPABILITY_LENGTH_MAX}")
-    return name
+    return _check_name("capability", name)
 
 
 def check_key(key: str) -> str:
@@ -460,6 +454,22 @@ def key_pause(capability: str) -> str:
     return f"pause.{capability}"
 
 
+def check_breaker_name(name: str) -> str:
+    """`name` itself, if it may name a circuit breaker: letters, digits, '-' and '_', at most 63 characters."""
+    return _check_name("breaker", name)
+
+
+def key_breaker(name: str) -> str:
+    """The control key of a circuit breaker's state."""
+    return f"breaker.{name}"
+
+
+def parse_breaker(key: str) -> str | None:
+    """The circuit breaker whose state a control key holds, if it is such a key."""
+    word, _, name = key.partition(".")
+    return name if word == "breaker" and _CAPABILITY.fullmatch(name) else None
+
+
 def parse_cancel(key: str) -> Identity | None:
     """The task that a control key cancels, if it is such a key."""
     parts = key.split(".")
@@ -484,6 +494,16 @@ def consumer_name(capability: str, lane: str = "") -> str:
 
 _KINDS = {str(kind) for kind in Kind}
 _NAMED = ("step", "timer", "due")
+
+
+def _check_name(what: str, name: str) -> str:
+    if not isinstance(name, str) or not _CAPABILITY.fullmatch(name):
+        raise ContractError(
+            f"{what} {_shown(name)} must be letters, digits, '-' and '_', and begin with a letter or digit"
+        )
+    if len(name) > CAPABILITY_LENGTH_MAX:
+        raise ContractError(f"{what} of {len(name)} characters exceeds {CAPABILITY_LENGTH_MAX}")
+    return name
 
 
 def _check_token(what: str, token: str, bytes_max: int) -> None:

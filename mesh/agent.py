@@ -7,10 +7,13 @@ from typing import Any, Concatenate, Protocol, TypeVar, overload
 from faststream import FastStream
 from tenacity.wait import wait_base
 
+from contracts.errors import ContractError
+from contracts.subjects import check_breaker_name
 from mesh.capability import AgentInfo, Capability, Limits
 from mesh.endings import Escalate, Handoff, Ladder, Verifiers
 from mesh.errors import SetupError
 from mesh.peer import Hosted, Peer
+from mesh.resilience.breaker import Rules
 from mesh.resilience.retry import DEFAULT_WAIT
 from mesh.settings import Settings
 
@@ -97,6 +100,42 @@ class Agent:
             return declared
 
         return declare
+
+    def breaker(
+        self,
+        name: str,
+        *,
+        window_s: float = Rules.window_s,
+        window_calls: int = Rules.window_calls,
+        calls_min: int = Rules.calls_min,
+        failure_ratio: float = Rules.failure_ratio,
+        slow_s: float | None = Rules.slow_s,
+        slow_ratio: float = Rules.slow_ratio,
+        open_s: float = Rules.open_s,
+        probes: int = Rules.probes,
+        lease_s: float = Rules.lease_s,
+    ) -> str:
+        """Set when the circuit breaker `name` opens, for handlers that use it; the name itself, for `ctx.breaker`.
+
+        Of the last `window_calls` calls, none older than `window_s` seconds, at least `calls_min` have to be known;
+        then it opens where a share of `failure_ratio` failed, or a share of `slow_ratio` took `slow_s` or longer. It
+        lets no call pass for `open_s`; then one peer of the mesh has `lease_s` to make `probes` calls, all of which
+        must go well. Each peer counts its own calls, and the first one that opens it opens it for all. Without rules
+        the ones shown here hold.
+
+        Raises:
+            SetupError: the name or a rule is outside its limits, or the breaker has rules already.
+        """
+        try:
+            check_breaker_name(name)
+        except ContractError as error:
+            raise SetupError(str(error)) from error
+        if name in self.info.breakers:
+            raise SetupError(f"breaker {name!r} has its rules twice in agent {self.info.name!r}")
+        self.info.breakers[name] = Rules(
+            window_s, window_calls, calls_min, failure_ratio, slow_s, slow_ratio, open_s, probes, lease_s
+        )
+        return name
 
     @property
     def hosted(self) -> Hosted:

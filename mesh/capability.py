@@ -7,7 +7,7 @@ import operator
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Union
 
 from fast_depends import inject
@@ -24,6 +24,7 @@ from mesh.endings import Escalate, Handoff, Ladder, Verifiers
 from mesh.errors import SetupError
 from mesh.payload import Shape
 from mesh.reference import Reference
+from mesh.resilience.breaker import Rules
 
 I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
 O = TypeVar("O")  # noqa: E741
@@ -44,6 +45,8 @@ class AgentInfo:
     owner: str = ""
     role: str = ""
     description: str = ""
+    breakers: dict[str, Rules] = field(default_factory=dict, compare=False)
+    """Rules of the circuit breakers that its handlers use, where they are not the usual ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from faststream.specification import AsyncAPI
 from contracts import headers as names
 from contracts import wire
 from contracts.card import AgentCard, Beat, Described
-from contracts.control import Cancel, PartsKept, PartsWanted, Pause, Runs, WhoRuns
+from contracts.control import BreakerChange, Cancel, PartsKept, PartsWanted, Pause, Runs, WhoRuns
 from contracts.event import Event
 from contracts.line import LineMark, LinePlace
 from contracts.outcome import AttemptBegan, AttemptEnded, Failure, Outcome
@@ -42,6 +42,7 @@ RECORDS: Final[tuple[type[Any], ...]] = (
     AttemptBegan,
     AttemptEnded,
     Beat,
+    BreakerChange,
     Cancel,
     Check,
     Claim,

@@ -1,8 +1,11 @@
 """The context of one attempt: what a handler gets beside its payload."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any
 
+from mesh.reference import Reference
 from mesh.task_context import EmitPart, TaskContext
 from mesh.verbs import Asked, Verbs
 
@@ -20,6 +23,22 @@ class Context(Verbs):
         if getattr(asked.reference, "is_async", True):
             return super()._beneath(asked)
         return BlockingContext(asked.identity, asked.send.task)
+
+    def breaker(self, name: str | Reference[Any, Any]) -> AbstractAsyncContextManager[None]:
+        """A circuit breaker around a block that calls something outside: `async with ctx.breaker("openai"):`.
+
+        The whole mesh shares it. A block that raises counts as failed, but for `Permanent` and `ContractError`: what
+        cannot succeed was answered. So does one that the task's timeout ends. A capability stands for itself. For a
+        child prefer `ctx.call(..., is_guarded=True)`, and put the breaker of a step inside the step: what is on record
+        is then found while the breaker is open, too.
+
+        Raises:
+            BreakerOpen: it is open, and the block was not entered. Let through, the task is handed back and stays in
+                its queue, with no attempt counted, and this peer takes no more tasks of the capability until
+                somebody's probe went well. Catch it to do something else instead.
+            ContractError: the name is not one of letters, digits, '-' and '_'.
+        """
+        return self._guard(name if isinstance(name, str) else name.name)
 
     async def emit(self, part: Any) -> None:
         """Stream a part to whoever listens. Not stored: the recorded result stays authoritative.
@@ -45,6 +64,27 @@ class BlockingContext(TaskContext):
     thread_ended: asyncio.Future[None] | None = None
     is_abandoned: bool = False
     """Whether the task was cancelled, timed out or handed back meanwhile: what is returned will be dropped."""
+
+    @contextmanager
+    def breaker(self, name: str) -> Iterator[None]:
+        """A circuit breaker around a block, as `Context.breaker`: `with ctx.breaker("openai"):`.
+
+        Raises:
+            BreakerOpen: it is open, and the block was not entered.
+            ContractError: the name is not one of letters, digits, '-' and '_'.
+        """
+        guard, loop = self._guard(name), self.loop
+        if loop is None:
+            yield
+            return
+        asyncio.run_coroutine_threadsafe(guard.__aenter__(), loop).result()
+        try:
+            yield
+        except BaseException as error:
+            raised = (type(error), error, error.__traceback__)
+            asyncio.run_coroutine_threadsafe(guard.__aexit__(*raised), loop).result()
+            raise
+        asyncio.run_coroutine_threadsafe(guard.__aexit__(None, None, None), loop).result()
 
     def emit(self, part: Any) -> None:
         """Stream a part, as `Context.emit`; returns when the connection has taken it.

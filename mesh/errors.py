@@ -25,6 +25,7 @@
     │ ├ TaskCancelled
     │ └ TaskExpired
     ├ SignalRefused             a signal that changes nothing: another came first, or nobody waits for it
+    ├ BreakerOpen               what is to be called is known to fail; `retry_after_s`
     └ DeadlineExceeded          the wait ended first; the task goes on
 
 What was sent over a network happened, did not happen, or may have happened; only what did not happen may be
@@ -35,6 +36,7 @@ from contracts.errors import ContractError, MeshError
 from contracts.outcome import Failure, Outcome
 
 __all__ = [
+    "BreakerOpen",
     "BusError",
     "BusUnavailable",
     "ContractError",
@@ -174,6 +176,18 @@ class TaskCancelled(TaskUnfinished):
 
 class TaskExpired(TaskUnfinished):
     """The task's deadline passed before it had a value."""
+
+
+class BreakerOpen(MeshError):
+    """No call was made: the breaker named `breaker` is open for `retry_after_s` more seconds at least.
+
+    A handler that lets it through hands its task back, which counts as no attempt.
+    """
+
+    def __init__(self, message: str, *, breaker: str = "", retry_after_s: float) -> None:
+        super().__init__(message)
+        self.breaker = breaker
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(MeshError, TimeoutError):

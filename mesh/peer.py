@@ -34,6 +34,8 @@ from mesh.bus.connection import Bus, server_addresses
 from mesh.capability import AgentInfo, Capability, agent_card
 from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SetupError
 from mesh.fibers import serving
+from mesh.resilience.breaker import Rules, State
+from mesh.runtime.breakers import Breakers
 from mesh.runtime.cancelled import Cancelled
 from mesh.runtime.controls import Controls
 from mesh.runtime.heartbeat import Heartbeat
@@ -86,12 +88,14 @@ class Peer:
         self._connected, self._ready = asyncio.Event(), asyncio.Event()
         self._drain, self._drained, self._shaken = asyncio.Event(), asyncio.Event(), asyncio.Event()
         slots = sum(capability.limits.concurrency for capability in capabilities)
+        controls = Controls(settings.subjects, cancel_ttl_s=settings.result_ttl_s)
         self.host = Host(
             bus=self.bus,
             settings=settings,
             peer=self.id,
             metrics=self.metrics,
-            controls=Controls(settings.subjects, cancel_ttl_s=settings.result_ttl_s),
+            controls=controls,
+            breakers=Breakers(self.bus, self.id, controls, self.metrics, _rules(hosted), tell=self._tell_of_breaker),
             heartbeat=Heartbeat(settings, rows=4 * slots + settings.hot_waits_max + SPARE_ROWS),
             services=Services(self.bus, settings, self.id),
             publish_event=self._publish_event,
@@ -241,12 +245,16 @@ class Peer:
                 and heard_at > since
                 and beat.state is PeerState.READY
                 and not load.is_paused
+                and not load.held_by
             ):
                 yield Offer(load.slots, load.delay_s, load.classes)
 
     def _serving(self, capability: str) -> Iterator[str]:
         self.live_peers()
         return (peer for peer, (_, beat) in self._beats.items() if capability in beat.load)
+
+    async def _tell_of_breaker(self, kind: EventKind, name: str) -> None:
+        await self.host.tell(kind, detail=name)
 
     # Life.
 
@@ -296,6 +304,7 @@ class Peer:
             off = self.bus.on_reconnect(self._shake)
             stack.callback(off)
             await stack.enter_async_context(self.host.services.open())
+            await stack.enter_async_context(self.host.breakers.open())
             await stack.enter_async_context(self._timekeeper.open())
             for intake in self.intakes:
                 await stack.enter_async_context(intake.open())
@@ -426,6 +435,12 @@ class Peer:
             "mesh_queue_depth_tasks", "Tasks waiting behind the last one delivered here.", labels=["capability"]
         )
         paused = GaugeMetricFamily("mesh_paused", "1 while an operator paused it.", labels=["capability"])
+        breakers = GaugeMetricFamily(
+            "mesh_breaker_state", "1 for the state that a circuit breaker is in.", labels=["breaker", "state"]
+        )
+        for name, current in self.host.breakers.states().items():
+            for state in State:
+                breakers.add_metric([name, state], float(state is current))
         for intake in self.intakes:
             load, label = intake.load(), [intake.capability.name]
             in_flight.add_metric(label, load.in_flight)
@@ -454,6 +469,7 @@ class Peer:
             waiting,
             depth,
             paused,
+            breakers,
             ready,
             reconnects,
             peers,
@@ -477,6 +493,15 @@ def _security(options: dict[str, Any]) -> NatsSecurity | None:
     if user is not None:
         return NatsUserPassword(user, password or "", **tls)
     return NatsSecurity(**tls) if tls else None
+
+
+def _rules(hosted: Sequence[Hosted]) -> dict[str, Rules]:
+    found: dict[str, Rules] = {}
+    for agent, _ in hosted:
+        for name, rules in agent.breakers.items():
+            if found.setdefault(name, rules) != rules:
+                raise SetupError(f"agents of one peer have different rules for breaker {name!r}")
+    return found
 
 
 def _peer_id(settings: Settings) -> str:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +24,8 @@ CARRY_BYTES_MAX = 64_000
 
 EmitPart = Callable[[int, int, bytes], Coroutine[Any, Any, None]]
 """Publishes a part: attempt, sequence, encoded value."""
+Guard = Callable[[str], AbstractAsyncContextManager[None]]
+"""Lets a block through a circuit breaker, by its name."""
 
 
 class TaskContext:
@@ -39,6 +42,7 @@ class TaskContext:
         timeout_at: float | None = None,
         me: Sender | None = None,
         emit_part: EmitPart | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.identity = identity
         self.task = task or Task()
@@ -55,6 +59,7 @@ class TaskContext:
         self.content_type = content_type
         self._me = me
         self._emit_part = emit_part
+        self._guard: Guard = guard or (lambda _: nullcontext())
 
     # What the task is.
 

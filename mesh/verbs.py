@@ -24,6 +24,7 @@ import inspect
 import time
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -157,6 +158,7 @@ class Verbs(TaskContext):
         deadline_s: float | None = None,
         reason: str = "",
         confidence: float | None = None,
+        is_guarded: bool = False,
     ) -> O: ...
     @overload
     async def call(
@@ -169,6 +171,7 @@ class Verbs(TaskContext):
         deadline_s: float | None = None,
         reason: str = "",
         confidence: float | None = None,
+        is_guarded: bool = False,
     ) -> R: ...
     @overload
     async def call(
@@ -180,6 +183,7 @@ class Verbs(TaskContext):
         deadline_s: float | None = None,
         reason: str = "",
         confidence: float | None = None,
+        is_guarded: bool = False,
     ) -> Any: ...
     async def call(
         self,
@@ -191,6 +195,7 @@ class Verbs(TaskContext):
         deadline_s: float | None = None,
         reason: str = "",
         confidence: float | None = None,
+        is_guarded: bool = False,
     ) -> Any:
         """Ask for a child task and wait for its value; its result is recorded, so it runs once.
 
@@ -198,7 +203,11 @@ class Verbs(TaskContext):
         deadline. While it waits this task holds no slot. Cancelled midway, the child goes on; asked again, its
         result is found.
 
+        `is_guarded` asks through the capability's circuit breaker (see `Context.breaker`): children that come to no
+        value count as failed, and while it is open nobody is asked. What is on record is found all the same.
+
         Raises:
+            BreakerOpen: its breaker is open, and the child was not asked for.
             TaskFailed, TaskCancelled, TaskExpired: the child came to no value; uncaught, this task fails for good.
             NonDeterminism: another capability or payload stands under `name`.
             DuplicateStep: `name` was used before in this run.
@@ -214,8 +223,10 @@ class Verbs(TaskContext):
             reason=reason,
             confidence=confidence,
         )
-        answered = await self._ask(asked)
-        return value_of(asked.identity, answered.outcome, answered.as_type, asked.returns)
+        known = (await self._ask_many([asked]))[0] if is_guarded else None
+        async with self._guard(asked.identity.capability) if is_guarded and known is None else nullcontext():
+            answered = known or await self._ask(asked, is_missing=is_guarded)
+            return value_of(asked.identity, answered.outcome, answered.as_type, asked.returns)
 
     @overload
     async def gather(self, first: Awaitable[T1], second: Awaitable[T2], /) -> tuple[T1, T2]: ...

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contracts import headers as names
 from contracts import subjects as grammar
 from contracts import wire
-from contracts.control import Cancel, Pause
+from contracts.control import BreakerChange, Cancel, Pause
 from contracts.subjects import Identity
 from contracts.wire import Record
 from mesh.bus.commit import ttl
@@ -35,6 +35,38 @@ async def pause(bus: Bus, capability: str, *, by: str = "", reason: str = "") ->
 async def resume(bus: Bus, capability: str) -> None:
     """Take a pause back. Safe to repeat."""
     await bus.store(bus.subjects.control_record(grammar.key_pause(capability)), b"", {_KV_OPERATION: "DEL"})
+
+
+async def change_breaker(bus: Bus, name: str, change: BreakerChange, *, after: int | None) -> int:
+    """Record a breaker's state, if its last change is the one stored at sequence `after`; None: whatever it is.
+
+    Returns the sequence at which it is stored.
+
+    Raises:
+        SequenceConflict: another change was stored meanwhile.
+        BusUnavailable, PublishRejected: nothing was stored.
+        PublishUnconfirmed: it may be stored.
+    """
+    guard = {} if after is None else {names.EXPECTED_SUBJECT_SEQUENCE: str(after)}
+    return await bus.store(bus.subjects.control_record(grammar.key_breaker(name)), wire.encode(change), guard)
+
+
+async def breaker(bus: Bus, name: str) -> tuple[int, BreakerChange] | None:
+    """The last change of a breaker and its sequence, or None."""
+    subject = bus.subjects.control_record(grammar.key_breaker(name))
+    stored = await read(bus, subject, stream=bus.subjects.control_stream)
+    return None if stored is None else (stored.sequence, wire.decode(BreakerChange, stored.data))
+
+
+async def breakers(bus: Bus) -> dict[str, BreakerChange]:
+    """The last change of every breaker that ever changed, by name."""
+    prefix = bus.subjects.control_record(grammar.key_breaker(""))
+    stored = [one async for one in read_range(bus, bus.subjects.control_stream, f"{prefix}>")]
+    return {
+        one.subject.removeprefix(prefix): wire.decode(BreakerChange, one.data)
+        for one in sorted(stored, key=lambda one: one.subject)
+        if not is_deleted(one.headers)
+    }
 
 
 async def paused(bus: Bus, capability: str) -> Pause | None:

@@ -127,7 +127,7 @@ def _print(peers: "list[Described]") -> None:
         ("capability", "agent", "owner", "peers", "running", "bids", "mean run"),
         [
             (
-                f"{offer.capability} (paused)" if any(load.is_paused for load in offer.loads) else offer.capability,
+                _name(offer),
                 f"{offer.agent} {offer.version}",
                 offer.owner,
                 str(len(offer.loads)),
@@ -138,6 +138,13 @@ def _print(peers: "list[Described]") -> None:
             for offer in offers(peers)
         ],
     )
+
+
+def _name(offer: Offer) -> str:
+    if any(load.is_paused for load in offer.loads):
+        return f"{offer.capability} (paused)"
+    breakers = sorted({breaker for load in offer.loads for breaker in load.held_by})
+    return f"{offer.capability} (breaker {', '.join(breakers)})" if breakers else offer.capability
 
 
 def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from contracts.errors import MeshError
 from mesh.cli import console
+from mesh.cli.breaker import breaker
 from mesh.cli.contracts import contracts
 from mesh.cli.dead import dead
 from mesh.cli.demo import demo
@@ -96,6 +97,7 @@ app.add_typer(inbox, rich_help_panel=FLEET)
 app.command(rich_help_panel=FLEET)(agents)
 app.command(rich_help_panel=FLEET)(pause)
 app.command(rich_help_panel=FLEET)(resume)
+app.add_typer(breaker, rich_help_panel=FLEET)
 app.add_typer(dead, rich_help_panel=FLEET)
 app.command(rich_help_panel=FLEET)(doctor)
 app.add_typer(contracts, rich_help_panel=FLEET)

@@ -5,20 +5,40 @@ Echoes of changes and snapshots arrive in any order; the stream's sequence tells
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from contracts import headers as names
 from contracts import wire
-from contracts.control import Cancel
+from contracts.control import BreakerChange, Cancel
 from contracts.errors import ContractError
-from contracts.subjects import Identity, Subjects, ancestry, key_cancel, parse_cancel, parse_pause
+from contracts.subjects import (
+    Identity,
+    Subjects,
+    ancestry,
+    key_breaker,
+    key_cancel,
+    parse_breaker,
+    parse_cancel,
+    parse_pause,
+)
 from mesh.bus.control import is_deleted
 from mesh.bus.records import Stored
 
 
-class Controls:
-    """Cancels and pauses, as far as this process has heard.
+@dataclass(frozen=True, slots=True)
+class BreakerHeard:
+    """A breaker's last change: its sequence in the stream, and how long it stands from now on, in seconds."""
 
-    `on_change` is called after each change, `on_cancel` with each task whose cancel is heard as it is made.
+    change: BreakerChange
+    sequence: int
+    left_s: float
+
+
+class Controls:
+    """Cancels, pauses and the states of breakers, as far as this process has heard.
+
+    `on_change` is called after each change, `on_cancel` with each task whose cancel is heard as it is made,
+    `on_breaker` with the name of each breaker whose state changed.
     """
 
     def __init__(self, subjects: Subjects, *, cancel_ttl_s: float) -> None:
@@ -27,14 +47,16 @@ class Controls:
         self._sequences: dict[str, int] = {}
         self._cancelled: dict[Identity, Cancel] = {}
         self._paused: set[str] = set()
+        self._breakers: dict[str, tuple[BreakerChange, float]] = {}
         self.on_change: list[Callable[[], None]] = []
         self.on_cancel: list[Callable[[Identity], None]] = []
+        self.on_breaker: list[Callable[[str], None]] = []
 
     def heard(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
         """Take in the echo of one change."""
         key = self._subjects.control_key(subject)
         is_gone = is_deleted(headers)
-        if not self._take(key, data, int(headers.get(names.SEQUENCE, 0)), gone=is_gone):
+        if not self._take(key, data, int(headers.get(names.SEQUENCE, 0)), age_s=0.0, gone=is_gone):
             return
         self._changed()
         task = parse_cancel(key)
@@ -51,10 +73,11 @@ class Controls:
         for stored in records:
             key = self._subjects.control_key(stored.subject)
             current.add(key)
-            self._take(key, stored.data, stored.sequence, gone=False)
+            age_s = max(0.0, time.time() - stored.stored_at)
+            self._take(key, stored.data, stored.sequence, age_s=age_s, gone=False)
         for key, sequence in known_before.items():
             if key not in current and self._sequences.get(key) == sequence:
-                self._take(key, b"", sequence, gone=True)
+                self._take(key, b"", sequence, age_s=0.0, gone=True)
                 del self._sequences[key]
         self._changed()
 
@@ -75,7 +98,19 @@ class Controls:
     def is_paused(self, capability: str) -> bool:
         return capability in self._paused
 
-    def _take(self, key: str, data: bytes, sequence: int, *, gone: bool) -> bool:
+    def breaker(self, name: str) -> BreakerHeard | None:
+        """The last change of a breaker that was heard of."""
+        heard = self._breakers.get(name)
+        if heard is None:
+            return None
+        change, until = heard
+        return BreakerHeard(change, self._sequences[key_breaker(name)], max(0.0, until - time.monotonic()))
+
+    def sequence(self, key: str) -> int:
+        """The sequence of a key's last change, 0 where none was heard of."""
+        return self._sequences.get(key, 0)
+
+    def _take(self, key: str, data: bytes, sequence: int, *, age_s: float, gone: bool) -> bool:
         if sequence < self._sequences.get(key, 0):
             return False
         self._sequences[key] = sequence
@@ -93,7 +128,21 @@ class Controls:
                 self._paused.discard(capability)
             else:
                 self._paused.add(capability)
+        elif (breaker := parse_breaker(key)) is not None:
+            self._take_breaker(breaker, data, age_s, gone=gone)
         return True
+
+    def _take_breaker(self, name: str, data: bytes, age_s: float, *, gone: bool) -> None:
+        self._breakers.pop(name, None)
+        if not gone:
+            try:
+                change = wire.decode(BreakerChange, data)
+            except ContractError:
+                # Of a newer format: this peer goes by its own calls.
+                return
+            self._breakers[name] = change, time.monotonic() + change.for_s - age_s
+        for callback in self.on_breaker:
+            callback(name)
 
     def _forget_expired(self) -> None:
         # The server's records expire without an echo; the oldest stand first here.

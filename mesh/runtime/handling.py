@@ -22,6 +22,7 @@ from mesh.context import BlockingContext, Context
 from mesh.digest import digest
 from mesh.endings import Escalate, Handoff
 from mesh.errors import (
+    BreakerOpen,
     BusUnavailable,
     HandoffLoop,
     NonDeterminism,
@@ -44,6 +45,8 @@ log = logging.getLogger("mesh.runtime")
 HOLD_S = 7 * 86_400.0
 """How long a delivery is spoken for while its task waits, or its commit is held."""
 TIMEOUT_SLACK_S = 5.0
+BREAKER_AGAIN_S = 0.5
+"""How long a task that met an open breaker is kept from its queue, which nobody serves meanwhile."""
 UNDO_SHARE = 2
 """Undoing may use as many attempts again as the task itself."""
 
@@ -188,6 +191,10 @@ class Handling:
         elif isinstance(error, Overloaded):
             # Backpressure is no failure of the task: it comes again when there may be room.
             return HandBack("overloaded", delay_s=error.retry_after_s, is_recorded=True)
+        elif isinstance(error, BreakerOpen):
+            if error.breaker:
+                self.host.breakers.hold(self._capability.name, error.breaker)
+            return HandBack("breaker open", delay_s=min(BREAKER_AGAIN_S, error.retry_after_s), is_recorded=True)
         elif (kind := next((kind for type_, kind in _KINDS if isinstance(error, type_)), None)) is not None:
             return answer(self.host, attempt, failure=failed(kind, error))
         else:
@@ -202,6 +209,9 @@ class Handling:
 
     def _after_failure(self, failure: Failure, after_s: float | None) -> Verdict:
         attempt = self.attempt
+        if attempt.guarded.failed_probe:
+            # It was let through to try whether the others may go.
+            return HandBack("probe failed", is_recorded=True)
         used, limits = self._ledger.used + 1, self._capability.limits
         if used >= limits.attempts:
             last = msgspec.structs.replace(failure, kind=FailureKind.EXHAUSTED, attempts=used)
@@ -231,6 +241,7 @@ class Handling:
             "traceparent": attempt.delivery.headers.get(names.TRACEPARENT, ""),
             "me": attempt.me,
             "emit_part": emit_part,
+            "guard": lambda name: host.breakers.guard(name, attempt.guarded, has_timed_out=self._has_timed_out),
         }
         if not capability.is_async:
             return BlockingContext(attempt.identity, attempt.task, **common)
@@ -270,6 +281,11 @@ class Handling:
     def _is_past_deadline(self) -> bool:
         deadline = self.attempt.task.deadline
         return deadline is not None and time.time() >= deadline - 0.001
+
+    def _has_timed_out(self) -> bool:
+        scope = self.attempt.scope
+        is_over = scope is not None and scope.expired()
+        return is_over and not (self.attempt.is_cancelled or self._is_parked() or self._is_overtaken())
 
     def _is_parked(self) -> bool:
         attempt = self.attempt

@@ -21,6 +21,7 @@ from mesh.bus.replies import ApiError
 from mesh.capability import Capability
 from mesh.context import BlockingContext, Context
 from mesh.errors import BusUnavailable, PublishUnconfirmed
+from mesh.runtime.breakers import Breakers, Guarded
 from mesh.runtime.controls import Controls
 from mesh.runtime.heartbeat import Heartbeat
 from mesh.runtime.lag import Lag
@@ -71,6 +72,7 @@ class Attempt:
     """Whether a record below the task may exist: a child, a step, a park."""
     is_early: bool = False
     """Whether it stands in a line, and it is not known that its turn has come."""
+    guarded: Guarded = field(default_factory=Guarded)
     mark: Mark | None = None
     """How far its line had come when it was looked at."""
 
@@ -141,6 +143,7 @@ class Host:
     peer: str
     metrics: Metrics
     controls: Controls
+    breakers: Breakers
     heartbeat: Heartbeat
     services: Services
     publish_event: Callable[[Event], Awaitable[None]]

@@ -80,6 +80,7 @@ class Intake:
             delay_s=self.offering.delay_s,
             classes=dict(self._service.means_s()),
             is_paused=self.is_paused,
+            held_by=self._host.breakers.held_by(self.capability.name),
         )
 
     async def stop_bidding(self) -> None:

@@ -26,6 +26,8 @@ LOOK_WITHIN_S = 0.1
 """How long a task is held while it is not known whether a more urgent one is about to arrive."""
 PASSED_OVER_S = 0.25
 """Shortest life of an offer that is passed over."""
+TRIAL_S = 0.25
+"""How long a task that may probe has, before another one is asked for."""
 
 
 class Idle(StrEnum):
@@ -35,6 +37,7 @@ class Idle(StrEnum):
     PASSED_OVER = "passed over"
     UNOFFERED = "not offered"
     PAUSED = "paused"
+    BREAKER = "breaker open"
     CLOSED = "draining"
     AWAY = "not connected"
 
@@ -69,6 +72,7 @@ class Offering:
         self._bid_until = 0.0
         self._probe_at = 0.0
         self._distrusted_until = 0.0
+        self._trial_at = 0.0
         self.waited_s = 0.0
         """How long the slot that was served last had been on offer."""
         self._alarms: dict[str, asyncio.TimerHandle] = {}
@@ -91,7 +95,9 @@ class Offering:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Offer until left or stopped."""
-        self._host.controls.on_change.append(self._wanted.set)
+        changes = (self._host.controls.on_change, self._host.breakers.on_change)
+        for heard in changes:
+            heard.append(self._wanted.set)
         try:
             async with AsyncExitStack() as stack:
                 for pull in self._every:
@@ -102,7 +108,8 @@ class Offering:
                 yield
         finally:
             self._is_open = False
-            self._host.controls.on_change.remove(self._wanted.set)
+            for heard in changes:
+                heard.remove(self._wanted.set)
             for alarm in self._alarms.values():
                 alarm.cancel()
             self._release()
@@ -150,6 +157,8 @@ class Offering:
             why = Idle.AWAY
         elif self._host.controls.is_paused(self._capability):
             why = Idle.PAUSED
+        elif self._host.breakers.held_by(self._capability):
+            why = Idle.BREAKER
         else:
             taking = Idle.NO_WORK if self.bid == BEST else Idle.PASSED_OVER
             return {**dict.fromkeys(Idle, 0), taking: offered, Idle.UNOFFERED: free - offered}
@@ -184,7 +193,8 @@ class Offering:
             self._wanted.clear()
             if not self._is_open:
                 continue
-            if self._host.controls.is_paused(self._capability):
+            room = self._host.breakers.room(self._capability)
+            if room == 0 or self._host.controls.is_paused(self._capability):
                 await self._withdraw()
                 continue
             for pull in self._every:
@@ -196,9 +206,13 @@ class Offering:
                 self._lanes.are_full()
                 await self._withdraw()
                 continue
-            for step in self._lanes.plan(free, self.offered):
-                await self._offer(step)
-            await self._fetch_ahead(mean_s)
+            if room is None:
+                for step in self._lanes.plan(free, self.offered):
+                    await self._offer(step)
+                await self._fetch_ahead(mean_s)
+            elif time.monotonic() >= self._trial_at:
+                for step in self._lanes.plan(min(free, room), self.offered):
+                    await self._offer(step)
 
     async def _offer(self, step: Step) -> None:
         pull = self._pulls[step.lane]
@@ -237,6 +251,9 @@ class Offering:
     def _arrived(self, lane: str, delivery: Delivery) -> None:
         self._lanes.arrived(lane, pending=delivery.pending)
         self.waited_s = self._pulls[lane].waited_s
+        if self._host.breakers.room(self._capability) is not None:
+            self._trial_at = time.monotonic() + TRIAL_S
+            asyncio.get_running_loop().call_later(TRIAL_S, self._wanted.set)
         is_new = lane == NORMAL and delivery.delivered == 1
         if self._bid > BEST and is_new and time.time() - delivery.stored_at > self.delay_s:
             # It would have been done here by now: faster peers are fewer than their beats say.

@@ -44,6 +44,18 @@ class CapabilityMetrics:
         self._metrics.dead_letters.labels(self._capability, reason).inc()
 
 
+class BreakerMetrics:
+    """The metrics of one circuit breaker."""
+
+    def __init__(self, metrics: "Metrics", name: str) -> None:
+        self.refused = metrics.breaker_refused.labels(name)
+        self._metrics = metrics
+        self._name = name
+
+    def called(self, how: str) -> None:
+        self._metrics.breaker_calls.labels(self._name, how).inc()
+
+
 class Metrics:
     """Counters and histograms of a peer, in a registry of its own."""
 
@@ -125,6 +137,15 @@ class Metrics:
             ("capability", "how"),
             registry=self.registry,
         )
+        self.breaker_calls = Counter(
+            "mesh_breaker_calls",
+            "Calls through a circuit breaker, by what they came to.",
+            ("breaker", "how"),
+            registry=self.registry,
+        )
+        self.breaker_refused = Counter(
+            "mesh_breaker_refused", "Calls that an open breaker held back.", ("breaker",), registry=self.registry
+        )
         self.unserved = Gauge(
             "mesh_unserved_tasks",
             "Tasks queued for a capability that no consumer serves, as of the last sweep.",
@@ -137,6 +158,10 @@ class Metrics:
     def of(self, capability: str, version: str) -> CapabilityMetrics:
         """The metrics of one capability, shown from the start at zero."""
         return CapabilityMetrics(self, capability, version)
+
+    def breaker(self, name: str) -> BreakerMetrics:
+        """The metrics of one circuit breaker."""
+        return BreakerMetrics(self, name)
 
     def watch(self, read: Callable[[], Iterator[GaugeMetricFamily]]) -> None:
         """Have `read` called at every scrape for gauges that are derived from the runtime's state."""
