@@ -118,10 +118,10 @@ class Agent:
         """Set when the circuit breaker `name` opens, for handlers that use it; the name itself, for `ctx.breaker`.
 
         Of the last `window_calls` calls, none older than `window_s` seconds, at least `calls_min` have to be known;
-        then it opens where a share of `failure_ratio` failed, or a share of `slow_ratio` took `slow_s` or longer. It
-        lets no call pass for `open_s`; then one peer of the mesh has `lease_s` to make `probes` calls, all of which
-        must go well. Each peer counts its own calls, and the first one that opens it opens it for all. Without rules
-        the ones shown here hold.
+        then it opens where a share of `failure_ratio` failed, or the last `calls_min` did, or a share of `slow_ratio`
+        took `slow_s` or longer. It lets no call pass for `open_s`; then one peer of the mesh has `lease_s` to make
+        `probes` calls, all of which must go well. Each peer counts its own calls, and the first one that opens it
+        opens it for all. Without rules the ones shown here hold.
 
         Raises:
             SetupError: the name or a rule is outside its limits, or the breaker has rules already.

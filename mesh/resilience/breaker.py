@@ -3,7 +3,8 @@
 Rules.
 - *Closed*: every call passes. What the last calls came to is kept, at most `window_calls` of them and none older than
   `window_s`. When at least `calls_min` are known and the share of failed ones reaches `failure_ratio`, or that of slow
-  ones `slow_ratio`, it opens. A call is slow from the moment it has taken `slow_s`, ended or not.
+  ones `slow_ratio`, it opens. It also opens when the last `calls_min` all failed, however many went
+  well before. A call is slow from the moment it has taken `slow_s`, ended or not.
 - *Open*: no call passes for `open_s`. What calls come to that began before is not counted.
 - *Half open*: when that time is over, whoever wants to call asks for the lease, and with it lets at most `probes` calls
   pass at once, until `probes` of them went well: then it is closed, with nothing remembered. One that fails or is slow
@@ -197,6 +198,8 @@ class Breaker:
         known += [How.SLOW] * self._slow_under_way(now)
         if len(known) < rules.calls_min:
             return False
+        if all(how is How.FAILED for how in known[-rules.calls_min :]):
+            return True
         failed = known.count(How.FAILED)
         # A failed call may have been slow, too: it counts as failed.
         return failed >= rules.failure_ratio * len(known) or (

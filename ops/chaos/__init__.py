@@ -1,0 +1,1 @@
+"""Things broken on purpose, with figures: each module is a program, and says what it shows."""
