@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mesh.context import BlockingContext, Context
     from mesh.endings import Decision, Escalate, Handoff, Ladder, Verifiers
     from mesh.errors import (
+        BreakerOpen,
         DeadlineExceeded,
         IdempotencyConflict,
         MeshError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Agent",
     "BlockingContext",
+    "BreakerOpen",
     "Capability",
     "Context",
     "DeadlineExceeded",

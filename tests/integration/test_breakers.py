@@ -158,6 +158,35 @@ async def test_a_failed_probe_is_no_attempt(mesh: Mesh, settings: Settings) -> N
     assert outcome.attempt >= 5
 
 
+async def test_a_lease_whose_holder_died_runs_out(mesh: Mesh, settings: Settings) -> None:
+    there = Dependency()
+    async with fleet(settings, caller(there)) as (peer,):
+        lease = BreakerChange(state="half-open", at=time.time(), for_s=1.0, by="a peer that died")
+        await control.change_breaker(mesh.bus, "there", lease, after=None)
+        await eventually(lambda: peer.host.controls.breaker("there"))
+        handle = await mesh.submit("ask", 1)
+        await eventually(lambda: peer.host.breakers.held_by("ask"))
+        assert not there.calls
+
+        assert await handle.result(within_s=LONG_S) == "answered"
+
+
+async def test_a_peer_that_starts_later_knows_what_is_open(mesh: Mesh, settings: Settings) -> None:
+    there = Dependency()
+    await control.change_breaker(mesh.bus, "there", _opened(600.0), after=None)
+    handle = await mesh.submit("ask", 1)
+    async with fleet(settings, caller(there)) as (peer,):
+        await eventually(lambda: peer.host.breakers.held_by("ask"))
+        heard = peer.host.controls.breaker("there")
+        assert heard is not None
+        assert 500 < heard.left_s <= 600
+        await control.change_breaker(mesh.bus, "there", BreakerChange(state="closed", at=time.time()), after=None)
+
+        assert await handle.result(within_s=LONG_S) == "answered"
+
+    assert len(there.calls) == 1
+
+
 async def test_calls_that_end_with_the_attempts_time_count_as_failed(mesh: Mesh, settings: Settings) -> None:
     there = Dependency()
     there.hangs = True
