@@ -7,7 +7,7 @@ import operator
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Union
 
 from fast_depends import inject
@@ -17,6 +17,7 @@ from typing_extensions import TypeVar
 
 from contracts.card import AgentCard, CapabilityCard
 from contracts.errors import ContractError
+from contracts.limit import Limit
 from contracts.outcome import DecidedBy
 from contracts.subjects import check_capability
 from mesh.context import BlockingContext, Context
@@ -44,6 +45,8 @@ class AgentInfo:
     owner: str = ""
     role: str = ""
     description: str = ""
+    limits: dict[str, Limit] = field(default_factory=dict, compare=False)
+    """Of resources it uses, where no operator says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

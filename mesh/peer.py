@@ -28,6 +28,7 @@ from prometheus_client.core import GaugeMetricFamily
 from contracts.card import Beat, Described, PeerState
 from contracts.control import PartsKept, PartsWanted, Running, Runs, WhoRuns
 from contracts.event import Event, EventKind
+from contracts.limit import Limit
 from contracts.subjects import Identity
 from mesh.bus import control, topology
 from mesh.bus.connection import Bus, server_addresses
@@ -47,6 +48,7 @@ from mesh.settings import Settings
 from mesh.telemetry.http import Pages, served
 from mesh.telemetry.metrics import Metrics
 from mesh.workflow.durable import Services
+from mesh.workflow.limits import Limiter
 
 log = logging.getLogger("mesh.peer")
 
@@ -85,15 +87,20 @@ class Peer:
         self._ticked_at = time.monotonic()
         self._connected, self._ready = asyncio.Event(), asyncio.Event()
         self._drain, self._drained, self._shaken = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        controls = Controls(settings.subjects, cancel_ttl_s=settings.result_ttl_s)
+        limiter = Limiter(
+            self.bus, self.id, self.metrics.limits, operator=controls.limit_of, declared=_declared_limits(hosted)
+        )
+        controls.on_change.append(limiter.stir)
         slots = sum(capability.limits.concurrency for capability in capabilities)
         self.host = Host(
             bus=self.bus,
             settings=settings,
             peer=self.id,
             metrics=self.metrics,
-            controls=Controls(settings.subjects, cancel_ttl_s=settings.result_ttl_s),
+            controls=controls,
             heartbeat=Heartbeat(settings, rows=4 * slots + settings.hot_waits_max + SPARE_ROWS),
-            services=Services(self.bus, settings, self.id),
+            services=Services(self.bus, settings, self.id, limiter),
             publish_event=self._publish_event,
             offers_of=self._offers_of,
         )
@@ -477,6 +484,15 @@ def _security(options: dict[str, Any]) -> NatsSecurity | None:
     if user is not None:
         return NatsUserPassword(user, password or "", **tls)
     return NatsSecurity(**tls) if tls else None
+
+
+def _declared_limits(hosted: Sequence[Hosted]) -> dict[str, Limit]:
+    found: dict[str, Limit] = {}
+    for agent, _ in hosted:
+        for resource, limit in agent.limits.items():
+            if found.setdefault(resource, limit) != limit:
+                raise SetupError(f"agents of one peer declare different limits for {resource!r}")
+    return found
 
 
 def _peer_id(settings: Settings) -> str:

@@ -3,6 +3,7 @@
 Echoes of changes and snapshots arrive in any order; the stream's sequence tells which is newer.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 
@@ -10,13 +11,24 @@ from contracts import headers as names
 from contracts import wire
 from contracts.control import Cancel
 from contracts.errors import ContractError
-from contracts.subjects import Identity, Subjects, ancestry, key_cancel, parse_cancel, parse_pause
+from contracts.limit import Limit, check_limit
+from contracts.subjects import (
+    Identity,
+    Subjects,
+    ancestry,
+    key_cancel,
+    parse_cancel,
+    parse_limit_key,
+    parse_pause,
+)
 from mesh.bus.control import is_deleted
 from mesh.bus.records import Stored
 
+log = logging.getLogger("mesh.runtime")
+
 
 class Controls:
-    """Cancels and pauses, as far as this process has heard.
+    """Cancels, pauses and limits, as far as this process has heard.
 
     `on_change` is called after each change, `on_cancel` with each task whose cancel is heard as it is made.
     """
@@ -27,6 +39,7 @@ class Controls:
         self._sequences: dict[str, int] = {}
         self._cancelled: dict[Identity, Cancel] = {}
         self._paused: set[str] = set()
+        self._limits: dict[str, Limit] = {}
         self.on_change: list[Callable[[], None]] = []
         self.on_cancel: list[Callable[[Identity], None]] = []
 
@@ -75,6 +88,10 @@ class Controls:
     def is_paused(self, capability: str) -> bool:
         return capability in self._paused
 
+    def limit_of(self, resource: str) -> Limit | None:
+        """What an operator set for a resource, or None."""
+        return self._limits.get(resource)
+
     def _take(self, key: str, data: bytes, sequence: int, *, gone: bool) -> bool:
         if sequence < self._sequences.get(key, 0):
             return False
@@ -93,6 +110,14 @@ class Controls:
                 self._paused.discard(capability)
             else:
                 self._paused.add(capability)
+        elif (resource := parse_limit_key(key)) is not None:
+            if gone:
+                self._limits.pop(resource, None)
+            else:
+                try:
+                    self._limits[resource] = check_limit(wire.decode(Limit, data))
+                except ContractError as error:
+                    log.error("the limit set for %s is kept as it was: %s", resource, error)
         return True
 
     def _forget_expired(self) -> None:
