@@ -65,6 +65,17 @@ async def drop_limit(bus: Bus, resource: str) -> bool:
     return True
 
 
+async def limits(bus: Bus) -> dict[str, Limit]:
+    """What operators set, by resource."""
+    found: dict[str, Limit] = {}
+    wanted = bus.subjects.control_record(grammar.key_limit("*"))
+    async for stored in read_range(bus, bus.subjects.control_stream, wanted):
+        resource = grammar.parse_limit_key(bus.subjects.control_key(stored.subject))
+        if resource is not None and not is_deleted(stored.headers):
+            found[resource] = wire.decode(Limit, stored.data)
+    return found
+
+
 async def cancelled(bus: Bus, tasks: Iterable[Identity]) -> Cancel | None:
     """The first cancel that stands for one of several tasks, such as a task and its ancestors."""
     return next(iter((await cancels(bus, tasks)).values()), None)

@@ -35,6 +35,16 @@ class ServerClock:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._time = ServerTime()
+        self._connected_at = time.monotonic()
+
+    def reconnected(self) -> None:
+        """Take note that the connection was gone."""
+        self._connected_at = time.monotonic()
+
+    @property
+    def connected_s(self) -> float:
+        """How long the connection has stood."""
+        return time.monotonic() - self._connected_at
 
     def now(self) -> float:
         """The earliest that the server's clock can stand at now, as Unix seconds; 0 while nothing is known."""

@@ -40,9 +40,8 @@ log = logging.getLogger("mesh.limits")
 
 T = TypeVar("T")
 
-LEASE_S: Final = 10.0
-"""A peer silent for so long loses its seats to others."""
-RENEW_S: Final = 3.0
+RENEWALS: Final = 10 / 3
+"""How often a holder renews what it holds before others may take it for dead."""
 LOOK_AGAIN_S: Final = 2.0
 """How long an echo may be lost before a waiter looks for itself."""
 ANSWER_S: Final = 2.0
@@ -78,10 +77,12 @@ class Limiter:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Serve until left; then what is held here is given back."""
+        off = self._bus.on_reconnect(self._clock.reconnected)
         async with serving() as self._fibers:
             try:
                 yield
             finally:
+                off()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(FAREWELL_S if self._bus.is_connected else 0):
                         for desk in self._desks():
@@ -281,6 +282,8 @@ class _Seats(_Desk[None]):
         self._since = 0.0
         self._renew_at = math.inf
         self._is_on_record = False
+        self._lease_s = bus.settings.limit_lease_s
+        self._renew_s = self._lease_s / RENEWALS
 
     async def take(self, give_up_at: float, within_s: float) -> None:
         """Hold one more seat, until `give`.
@@ -309,7 +312,9 @@ class _Seats(_Desk[None]):
             stored = await self._cell.current()
             waiting = self._waiting()
             now = _now(self._clock, stored)
-            others = alive(_seats(stored).holdings, now)
+            # A broker that was away kept everybody from renewing: whoever has just come back takes nobody for dead.
+            is_settled = self._clock.connected_s >= self._lease_s
+            others = alive(_seats(stored).holdings, now if is_settled else 0.0)
             mine = others.pop(self._peer, None)
             since = self._since or now
             asked = Holding(seats=self._held, wants=len(waiting), since=since)
@@ -323,16 +328,16 @@ class _Seats(_Desk[None]):
             if mine is None and not seats and not wants:
                 self._is_on_record, self._since = False, 0.0
                 return
-            if mine is not None and _says(mine, seats, wants) and mine.until - now > LEASE_S - RENEW_S:
+            if mine is not None and _says(mine, seats, wants) and mine.until - now > self._lease_s - self._renew_s:
                 self._since = since if wants else 0.0
-                self._renew_at = time.monotonic() + mine.until - now - (LEASE_S - RENEW_S)
+                self._renew_at = time.monotonic() + mine.until - now - (self._lease_s - self._renew_s)
                 self._grant(waiting[:more])
                 return
             if seats or wants:
-                others[self._peer] = Holding(seats=seats, wants=wants, since=since, until=now + LEASE_S)
+                others[self._peer] = Holding(seats=seats, wants=wants, since=since, until=now + self._lease_s)
             if await self._cell.swap(stored, wire.encode(Seats(holdings=others, limit=limit))):
                 self._since = since if wants else 0.0
-                self._renew_at = time.monotonic() + RENEW_S
+                self._renew_at = time.monotonic() + self._renew_s
                 self._is_on_record = bool(seats or wants)
                 self._grant(waiting[:more])
                 return
