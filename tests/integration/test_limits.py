@@ -284,32 +284,20 @@ async def test_more_tokens_than_the_bucket_ever_holds_fail_for_good(settings: Se
     assert "tokens_per_minute 90" in failed.value.failure.message
 
 
-@pytest.mark.parametrize(
-    ("resource", "asked", "told"),
-    [
-        ("open.ai", {}, "resource 'open.ai' must be letters"),
-        ("llm", {"tokens": -1}, "tokens is -1, outside 0 to"),
-        ("llm", {"tokens": 1.5}, "tokens is 1.5, not a whole number"),
-        ("llm", {"within_s": -1}, "within_s is -1, less than 0"),
-        ("llm", {"within_s": float("nan")}, "within_s is nan, less than 0"),
-    ],
-)
-async def test_what_cannot_be_asked_for_fails_and_says_why(
-    settings: Settings, mesh: Mesh, resource: str, asked: dict[str, Any], told: str
-) -> None:
+async def test_what_cannot_be_asked_for_fails_and_says_why(settings: Settings, mesh: Mesh) -> None:
     agent = Agent("clumsy")
 
     @agent.handles("ask")
     async def ask(_: None, ctx: Context) -> None:
-        async with ctx.limit(resource, **asked):
+        async with ctx.limit("llm", tokens=-1):
             pass
 
     async with peers(agent, settings, 1):
-        with pytest.raises(TaskFailed, match=r"outside|must|not|less") as failed:
+        with pytest.raises(TaskFailed) as failed:
             await answer(mesh, None)
 
     assert failed.value.failure.kind == FailureKind.CONTRACT
-    assert told in failed.value.failure.message
+    assert "tokens is -1, outside 0 to" in failed.value.failure.message
 
 
 async def test_a_limit_that_an_older_peer_cannot_read_leaves_the_one_before(settings: Settings, mesh: Mesh) -> None:
