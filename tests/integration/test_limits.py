@@ -1,8 +1,6 @@
 """Limits that all peers share: three peers in one process, and what operators, deaths and restarts do to them."""
 
 import asyncio
-import os
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,13 +17,13 @@ from contracts.subjects import key_limit
 from mesh import Agent, BlockingContext, Context, Mesh, TaskCancelled, TaskFailed
 from mesh.bus import control, topology
 from mesh.bus.limits import in_use
-from mesh.bus.records import read_range
 from mesh.errors import SetupError
 from mesh.local.server import local_server
 from mesh.peer import Peer
 from mesh.settings import Settings
 from mesh.testing.fixtures import fresh_settings
 from mesh.testing.hosting import eventually, hosting
+from tests.faults.limits import BURST, PER_S, began, fullest, mark, marks, turn, user
 
 PEERS = 3
 
@@ -354,74 +352,24 @@ async def test_a_limit_that_cannot_be_kept_is_not_stored(mesh: Mesh, limit: Limi
 # What the server saw.
 
 
-@asynccontextmanager
-async def marks(mesh: Mesh, settings: Settings) -> AsyncIterator[str]:
-    """A stream that takes a message at each turn, so that the server's clock tells when it was."""
-    name = f"{settings.prefix}-marks"
-    await mesh.bus.api(f"STREAM.CREATE.{name}", {"name": name, "subjects": [f"{name}.>"], "allow_direct": True})
-    try:
-        yield name
-    finally:
-        await mesh.bus.api(f"STREAM.DELETE.{name}")
-
-
-async def marked_at(mesh: Mesh, name: str) -> list[float]:
-    return [stored.stored_at async for stored in read_range(mesh.bus, name, f"{name}.>")]
-
-
-def fullest(times: list[float], per_s: float) -> float:
-    """The most that a bucket earning `per_s` must have held for calls at these times."""
-    level, most, before = 0.0, 0.0, times[0]
-    for at in times:
-        level = max(0.0, level - (at - before) * per_s) + 1
-        most, before = max(most, level), at
-    return most
-
-
 async def test_four_peers_together_stay_within_a_rate_by_the_servers_clock(settings: Settings, mesh: Mesh) -> None:
     agent = Agent("busy")
     agent.limit("llm", requests_per_minute=1_200, burst_s=0.5)
-    async with marks(mesh, settings) as name:
+    async with marks(mesh.bus):
 
         @agent.handles("ask", concurrency=16)
         async def ask(number: int, ctx: Context) -> None:
             async with ctx.limit("llm"):
-                await mesh.bus.store(f"{name}.{number}", b"")
+                await mark(mesh.bus, "in", number)
 
         async with peers(agent, settings, 4):
             for handle in [await mesh.submit("ask", number) for number in range(60)]:
                 await handle.result(within_s=30)
-        times = await marked_at(mesh, name)
+        times = await began(mesh.bus)
 
     assert len(times) == 60
     # A bucket of 10; what a busy machine makes late may come closer to the next ones by a second's worth.
     assert fullest(times, per_s=20) <= 10 + 20
-
-
-@asynccontextmanager
-async def user(mode: str, settings: Settings, *, clock_off_s: float = 0) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.integration.limit_user", mode, str(clock_off_s)),
-        env={
-            **os.environ,
-            "MESH_NATS_URL": settings.nats_url or "",
-            "MESH_PREFIX": settings.prefix,
-            "MESH_LIMIT_LEASE_S": str(settings.limit_lease_s),
-        },
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-async def turn(process: asyncio.subprocess.Process) -> None:
-    assert process.stdout is not None
-    async with asyncio.timeout(30):
-        assert await process.stdout.readline() == b"turn\n"
 
 
 async def test_the_seats_of_a_killed_process_are_free_after_its_lease_whatever_clocks_say(
@@ -429,7 +377,7 @@ async def test_the_seats_of_a_killed_process_are_free_after_its_lease_whatever_c
 ) -> None:
     short = settings.model_copy(update={"limit_lease_s": 1.0})
     async with (
-        marks(mesh, settings) as name,
+        marks(mesh.bus),
         user("hold", short, clock_off_s=3_600) as holder,
     ):
         await turn(holder)
@@ -442,7 +390,7 @@ async def test_the_seats_of_a_killed_process_are_free_after_its_lease_whatever_c
             standing = await holdings(mesh)
             # Renewed again and again: nobody gets in while it lives.
             await eventually(lambda: _renewed_twice(mesh, standing))
-            assert len(await marked_at(mesh, name)) == 1
+            assert len(await began(mesh.bus)) == 1
             holder.kill()
             await holder.wait()
             for _ in range(3):
@@ -456,17 +404,17 @@ async def _renewed_twice(mesh: Mesh, before: dict[str, Any]) -> bool:
 
 async def test_processes_with_wrong_clocks_share_a_rate(settings: Settings, mesh: Mesh) -> None:
     async with (
-        marks(mesh, settings) as name,
+        marks(mesh.bus),
         user("take", settings, clock_off_s=3_600) as ahead,
         user("take", settings, clock_off_s=-86_400) as behind,
     ):
         for _ in range(10):
             await turn(ahead)
             await turn(behind)
-        times = await marked_at(mesh, name)
+        times = await began(mesh.bus)
 
-    # 10 a second and a bucket of 5; and as much again as the machine may make late.
-    assert fullest(times, per_s=10) <= 5 + 10
+    # What a busy machine makes late may come closer to the next ones by a second's worth.
+    assert fullest(times, PER_S) <= BURST + PER_S
 
 
 async def test_a_broker_that_is_killed_and_comes_back_gives_no_seat_twice() -> None:
