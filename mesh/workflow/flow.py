@@ -151,10 +151,10 @@ class Flow:
                 yield
             finally:
                 self._stopped -= 1
-                if not self._stopped:
+                # Where another branch waits without the slot, its end starts the clock.
+                if not self._stopped and self._slot.is_held:
                     self._on_stopped(False)
-                    if self._slot.is_held:
-                        self._reschedule(self._clock.start(self._loop.time()))
+                    self._reschedule(self._clock.start(self._loop.time()))
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -229,7 +229,9 @@ class Flow:
                 return
             self._on_waiting(False)
             await self._slot.take()
-            if not self._stopped:
+            if self._stopped:
+                self._on_stopped(True)
+            else:
                 self._reschedule(self._clock.start(self._loop.time()))
         # While it stood in line, another branch may have begun to wait.
         self._release_if_waiting()

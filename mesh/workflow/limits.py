@@ -47,6 +47,7 @@ LOOK_AGAIN_S: Final = 2.0
 ANSWER_S: Final = 2.0
 """How much longer than it would wait for its turn a caller waits for the server's answer."""
 REFUSED_AGAIN_S: Final = 1.0
+FOREVER_S: Final = 30 * 86_400.0
 CONTENDED_S: Final = 0.0005
 CORRECTIONS_MAX: Final = 10_000
 FAREWELL_S: Final = 1.0
@@ -228,7 +229,8 @@ class _Desk(Generic[T]):
         """The answer to a waiter, who leaves when it is there, refused, or too late."""
         self._waiters.append(waiter)
         self.stir()
-        limit_s = None if math.isinf(waiter.give_up_at) else waiter.give_up_at + ANSWER_S - time.monotonic()
+        left_s = waiter.give_up_at + ANSWER_S - time.monotonic()
+        limit_s = left_s if left_s < FOREVER_S else None
         try:
             async with asyncio.timeout(limit_s):
                 return await waiter.answer
