@@ -3,17 +3,20 @@
 import asyncio
 import random
 import secrets
+import signal
 
 import pytest
 
+from contracts.limit import Holding
 from mesh.bus import topology
 from mesh.bus.connection import Bus
+from mesh.bus.limits import in_use
 from mesh.errors import BusError
 from mesh.fibers import serving
 from mesh.local.server import local_server
 from mesh.testing.fixtures import fresh_settings
 from mesh.testing.hosting import eventually
-from tests.faults.limits import BURST, PER_S, began, fullest, mark, marked, marks, most_at_once, start_user
+from tests.faults.limits import BURST, PER_S, began, fullest, mark, marked, marks, most_at_once, start_user, turn, user
 
 USERS = 4
 FAULTS = 24
@@ -69,6 +72,37 @@ async def test_kills_of_peers_and_broker_exceed_no_limit() -> None:
     assert len(times) > 50
     assert most_at_once(found) == 1
     assert fullest(times, PER_S) <= BURST + PER_S
+
+
+@pytest.mark.slow
+async def test_who_reconnects_first_after_an_outage_takes_no_seat_of_those_who_come_later() -> None:
+    with local_server() as server:
+        settings = fresh_settings(server.url).model_copy(update={"limit_lease_s": 3.0})
+        async with Bus.connect(settings, "judge") as bus:
+            await topology.ensure(bus, topology.streams(settings))
+
+            async def holding(pid: int) -> Holding | None:
+                now, seats, _ = await in_use(bus)
+                found = seats["llm"].holdings.get(f"user-{pid}")
+                return found if found is not None and found.until > now else None
+
+            async with marks(bus), user("hold", settings) as holder:
+                await turn(holder)
+                async with user("take", settings) as taker:
+                    await eventually(lambda: holding(taker.pid))
+                    holder.send_signal(signal.SIGSTOP)
+                    server.kill()
+                    await asyncio.sleep(settings.limit_lease_s)
+                    server.restart()
+                    await bus.until_connected()
+                    # By now the taker, too, is there, and finds that nobody renewed.
+                    await eventually(lambda: holding(taker.pid))
+                    holder.send_signal(signal.SIGCONT)
+                    await eventually(lambda: holding(holder.pid))
+
+                    assert len(await began(bus)) == 1
+                    holder.kill()
+                    await turn(taker)
 
 
 async def surely(bus: Bus, word: str, pid: int) -> None:
