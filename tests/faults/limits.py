@@ -20,7 +20,8 @@ BURST = 5
 async def marks(bus: Bus) -> AsyncIterator[None]:
     """A stream that takes the marks of turns, until left."""
     name = f"{bus.settings.prefix}-marks"
-    await bus.api(f"STREAM.CREATE.{name}", {"name": name, "subjects": [f"{name}.>"], "allow_direct": True})
+    config = {"subjects": [f"{name}.>"], "allow_direct": True, "num_replicas": bus.settings.replicas}
+    await bus.api(f"STREAM.CREATE.{name}", {"name": name, **config})
     try:
         yield
     finally:
@@ -77,6 +78,7 @@ async def start_user(mode: str, settings: Settings, *, clock_off_s: float = 0) -
             **os.environ,
             "MESH_NATS_URL": settings.nats_url or "",
             "MESH_PREFIX": settings.prefix,
+            "MESH_REPLICAS": str(settings.replicas),
             "MESH_LIMIT_LEASE_S": str(settings.limit_lease_s),
         },
         stdout=asyncio.subprocess.PIPE,
