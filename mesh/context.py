@@ -98,6 +98,8 @@ class BlockingContext(TaskContext):
         holding = self._limits.hold(resource, tokens=tokens, within_s=within_s)
         inner = asyncio.run_coroutine_threadsafe(self._entered(holding), loop).result()
         try:
+            if self.is_abandoned:
+                raise TimeoutError("the task was given up while it waited for its turn")
             yield Grant(
                 resource,
                 tokens,

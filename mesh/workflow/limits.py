@@ -40,8 +40,8 @@ log = logging.getLogger("mesh.limits")
 
 T = TypeVar("T")
 
-RENEWALS: Final = 10 / 3
-"""How often a holder renews what it holds before others may take it for dead."""
+RENEW_AT: Final = 0.3
+"""The share of its lease after which a holder renews what it holds."""
 LOOK_AGAIN_S: Final = 2.0
 """How long an echo may be lost before a waiter looks for itself."""
 ANSWER_S: Final = 2.0
@@ -285,7 +285,7 @@ class _Seats(_Desk[None]):
         self._renew_at = math.inf
         self._is_on_record = False
         self._lease_s = bus.settings.limit_lease_s
-        self._renew_s = self._lease_s / RENEWALS
+        self._renew_s = self._lease_s * RENEW_AT
 
     async def take(self, give_up_at: float, within_s: float) -> None:
         """Hold one more seat, until `give`.

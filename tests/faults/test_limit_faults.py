@@ -105,6 +105,45 @@ async def test_who_reconnects_first_after_an_outage_takes_no_seat_of_those_who_c
                     await turn(taker)
 
 
+@pytest.mark.slow
+async def test_a_frozen_holder_loses_its_seat_and_counts_again_when_it_goes_on() -> None:
+    with local_server() as server:
+        settings = fresh_settings(server.url).model_copy(update={"limit_lease_s": 1.0})
+        async with Bus.connect(settings, "judge") as bus:
+            await topology.ensure(bus, topology.streams(settings))
+
+            async def held() -> dict[str, int]:
+                now, seats, _ = await in_use(bus)
+                return {peer: one.seats for peer, one in seats["llm"].holdings.items() if one.until > now and one.seats}
+
+            async with marks(bus), user("hold", settings) as frozen:
+                await turn(frozen)
+                frozen.send_signal(signal.SIGSTOP)
+                async with user("hold", settings) as other:
+                    await turn(other)
+                    assert await held() == {f"user-{other.pid}": 1}
+                    frozen.send_signal(signal.SIGCONT)
+
+                    async def both_count() -> bool:
+                        return len(await held()) == 2
+
+                    await eventually(both_count)
+                    other.kill()
+                    await other.wait()
+                async with user("take", settings) as third:
+                    await eventually(lambda: _waits(bus, third.pid))
+                    # One of the two is gone, the limit is one: its place is not free before the other's is.
+                    assert len(await began(bus)) == 2
+                    frozen.kill()
+                    await turn(third)
+
+
+async def _waits(bus: Bus, pid: int) -> bool:
+    _, seats, _ = await in_use(bus)
+    found = seats["llm"].holdings.get(f"user-{pid}")
+    return found is not None and found.wants > 0
+
+
 async def surely(bus: Bus, word: str, pid: int) -> None:
     while True:
         try:
