@@ -93,7 +93,8 @@ class MemoryLimits:
             raise too_late(resource, booked.turn - now, within_s)
 
         def correct(unused: int) -> None:
-            self._levels[resource] = rate.correct(self._levels[resource], price, rate.Correction(booked, 0, unused))
+            correction = rate.Correction(booked, 0.0, unused * price.token_s)
+            self._levels[resource] = rate.correct(self._levels[resource], correction)
 
         return correct
 

@@ -22,7 +22,7 @@ from mesh.errors import SequenceConflict
 from mesh.resilience.server_time import ServerTime
 
 KEPT_S = 3_600.0
-"""How long what is on record about a resource outlives its last use."""
+"""How long what is on record about a resource outlives what it says."""
 ECHO_WITHIN_S = 0.05
 READ_TRIES = 20
 TOLD_TIME_S = 60.0
@@ -137,8 +137,10 @@ class Cell:
             self._own = (0, 0.0)
         return self._known
 
-    async def swap(self, based_on: Stored | None, data: bytes) -> bool:
+    async def swap(self, based_on: Stored | None, data: bytes, *, matters_s: float) -> bool:
         """Replace the record, if it still stands as it was when `data` was made. False: it does not; look again.
+
+        It is kept for as long as it matters, `matters_s` seconds, and some time more.
 
         Raises:
             BusUnavailable: nothing was stored.
@@ -146,7 +148,7 @@ class Cell:
             PublishUnconfirmed: it may be stored.
         """
         expected = 0 if based_on is None else based_on.sequence
-        headers = {names.EXPECTED_SUBJECT_SEQUENCE: str(expected), names.TTL: ttl(KEPT_S)}
+        headers = {names.EXPECTED_SUBJECT_SEQUENCE: str(expected), names.TTL: ttl(matters_s + KEPT_S)}
         sent_at = time.monotonic()
         try:
             sequence = await self._bus.store(self._subject, data, headers)

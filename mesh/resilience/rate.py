@@ -90,11 +90,11 @@ class TooLate:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A booked call came to so many requests and tokens fewer, or more where negative."""
+    """A booked call came to so much less of each bucket, or more where negative, at the price it was booked for."""
 
     booking: Booking
-    requests: float
-    tokens: float
+    requests_s: float
+    tokens_s: float
 
 
 def turn_of(level: Level, price: Price, tokens: float, *, now: float) -> float:
@@ -122,13 +122,13 @@ def book(level: Level, price: Price, asks: Sequence[Ask], *, now: float) -> tupl
     return level, answers
 
 
-def correct(level: Level, price: Price, correction: Correction) -> Level:
+def correct(level: Level, correction: Correction) -> Level:
     """Give back what a call did not use, or take what it used beyond."""
     booking = correction.booking
     return replace(
         level,
-        requests=_corrected(level.requests, correction.requests * price.request_s, booking.requests_booked, level.turn),
-        tokens=_corrected(level.tokens, correction.tokens * price.token_s, booking.tokens_booked, level.turn),
+        requests=_corrected(level.requests, correction.requests_s, booking.requests_booked, level.turn),
+        tokens=_corrected(level.tokens, correction.tokens_s, booking.tokens_booked, level.turn),
     )
 
 

@@ -337,7 +337,8 @@ class _Seats(_Desk[None]):
                 return
             if seats or wants:
                 others[self._peer] = Holding(seats=seats, wants=wants, since=since, until=now + self._lease_s)
-            if await self._cell.swap(stored, wire.encode(Seats(holdings=others, limit=limit))):
+            data = wire.encode(Seats(holdings=others, limit=limit))
+            if await self._cell.swap(stored, data, matters_s=self._lease_s):
                 self._since = since if wants else 0.0
                 self._renew_at = time.monotonic() + self._renew_s
                 self._is_on_record = bool(seats or wants)
@@ -376,6 +377,7 @@ class _Turn:
     """A turn that comes at the monotonic time `starts_at`; without a booking where there is no limit any more."""
 
     booking: rate.Booking | None
+    price: rate.Price
     tokens: int
     starts_at: float
 
@@ -424,14 +426,16 @@ class _Turns(_Desk[_Turn]):
         except BaseException:
             self._return(turn)
             raise
-        return lambda unused: self._correct(turn.booking, 0, unused)
+        return lambda unused: self._correct(turn, 0, unused)
 
     def _return(self, taken: _Turn) -> None:
-        self._correct(taken.booking, 1, taken.tokens)
+        self._correct(taken, 1, taken.tokens)
 
-    def _correct(self, booking: rate.Booking | None, requests: int, tokens: int) -> None:
-        if booking is not None:
-            self._corrections.append(rate.Correction(booking, requests, tokens))
+    def _correct(self, turn: _Turn, requests: int, tokens: int) -> None:
+        if turn.booking is not None:
+            # An operator may have changed the price since; what is given back is what was taken.
+            requests_s, tokens_s = requests * turn.price.request_s, tokens * turn.price.token_s
+            self._corrections.append(rate.Correction(turn.booking, requests_s, tokens_s))
             self.stir()
 
     async def _serve(self) -> None:
@@ -440,7 +444,7 @@ class _Turns(_Desk[_Turn]):
             if limit is None or not limit.has_rate:
                 self._corrections.clear()
                 for waiter in waiting:
-                    waiter.answer.set_result(_Turn(None, waiter.tokens, time.monotonic()))
+                    waiter.answer.set_result(_Turn(None, rate.Price(), waiter.tokens, time.monotonic()))
                 return
             for waiter in waiting:
                 try:
@@ -451,13 +455,15 @@ class _Turns(_Desk[_Turn]):
                 return
             stored = await self._cell.current()
             corrections = list(self._corrections)
-            plan = self._plan(stored, price_of(limit), corrections)
+            price = price_of(limit)
+            plan = self._plan(stored, price, corrections)
             if not plan.booked and not corrections:
                 return
-            if await self._cell.swap(stored, wire.encode(msgspec.structs.replace(plan.record, limit=limit))):
+            data = wire.encode(msgspec.structs.replace(plan.record, limit=limit))
+            if await self._cell.swap(stored, data, matters_s=plan.matters_s):
                 for _ in corrections:
                     self._corrections.popleft()
-                self._answer(plan.booked)
+                self._answer(plan.booked, price)
                 return
             await self._contended()
 
@@ -465,7 +471,7 @@ class _Turns(_Desk[_Turn]):
         now, here = _now(self._clock, stored), time.monotonic()
         level = _level(stored)
         for correction in corrections:
-            level = rate.correct(level, price, correction)
+            level = rate.correct(level, correction)
         waiting = self._waiting()
         asks = [rate.Ask(waiter.tokens, max(now, now + waiter.give_up_at - here)) for waiter in waiting]
         level, answers = rate.book(level, price, asks, now=now)
@@ -483,12 +489,13 @@ class _Turns(_Desk[_Turn]):
             tokens=Bucket(until=level.tokens.until, fresh=tokens_s, booked=level.tokens.booked),
             turn=level.turn,
         )
-        return _Plan(record, booked)
+        ends_at = max(level.turn, level.requests.until, level.tokens.until)
+        return _Plan(record, booked, matters_s=max(0.0, ends_at - now) + requests_s + tokens_s)
 
-    def _answer(self, booked: "list[tuple[_Waiter[_Turn], rate.Booking]]") -> None:
+    def _answer(self, booked: "list[tuple[_Waiter[_Turn], rate.Booking]]", price: rate.Price) -> None:
         here, now = time.monotonic(), self._clock.now()
         for waiter, booking in booked:
-            turn = _Turn(booking, waiter.tokens, here + booking.turn - now)
+            turn = _Turn(booking, price, waiter.tokens, here + booking.turn - now)
             if waiter.answer.done():
                 # It left while its turn was being booked.
                 self._return(turn)
@@ -508,6 +515,8 @@ class _Plan:
 
     record: Rate
     booked: list[tuple[_Waiter[_Turn], rate.Booking]]
+    matters_s: float
+    """How long until nothing of it counts any more."""
 
 
 def _jittered(seconds: float) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from contracts import headers as names
 from contracts import wire
 from contracts.control import Pause
 from contracts.errors import ContractError
@@ -17,6 +18,7 @@ from contracts.subjects import key_limit
 from mesh import Agent, BlockingContext, Context, Mesh, TaskCancelled, TaskFailed
 from mesh.bus import control, topology
 from mesh.bus.limits import in_use
+from mesh.bus.records import read
 from mesh.errors import SetupError
 from mesh.local.server import local_server
 from mesh.peer import Peer
@@ -245,6 +247,18 @@ async def test_what_a_call_did_not_use_is_there_for_others(settings: Settings, m
         # Ten such calls would take ten minutes.
         for number in range(10):
             await answer(mesh, number)
+
+
+async def test_a_record_is_kept_for_as_long_as_its_bucket_is_not_full(settings: Settings, mesh: Mesh) -> None:
+    crowd = Crowd()
+    crowd.let_leave()
+    async with peers(caller(crowd, tokens_per_minute=0.1, burst_s=86_400), settings, 1):
+        await answer(mesh, 1)
+
+    stored = await read(mesh.bus, mesh.bus.subjects.limit("rate", "llm"), stream=mesh.bus.subjects.limit_stream)
+    assert stored is not None
+    # 100 tokens take 60,000 s to be earned again.
+    assert int(stored.headers[names.TTL].rstrip("s")) > 60_000
 
 
 async def test_a_cancelled_waiter_leaves_nothing_behind(settings: Settings, mesh: Mesh) -> None:

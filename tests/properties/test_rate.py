@@ -71,7 +71,7 @@ class Sharing(RuleBasedStateMachine):
         if not call.is_corrected:
             call.is_corrected = True
             unused = call.tokens * (1 - share)
-            self.corrections.append((call, Correction(call.booking, 0, unused)))
+            self.corrections.append((call, Correction(call.booking, 0, unused * self.price.token_s)))
 
     @rule(
         wanted=st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 1.0, 30.0, 1e9])), max_size=6),
@@ -83,7 +83,7 @@ class Sharing(RuleBasedStateMachine):
         now = max(self.now - late * self.late_s, read.stored_at)
         level = level_at(read.record, read.stored_at)
         for _, correction in self.corrections:
-            level = correct(level, self.price, correction)
+            level = correct(level, correction)
         most = self.price.tokens_burst_s / self.price.token_s if self.price.token_s else 1_000.0
         asks = [Ask(share * most, now + patience) for share, patience in wanted]
         level, answers = book(level, self.price, asks, now=now)
@@ -98,7 +98,7 @@ class Sharing(RuleBasedStateMachine):
         )
         self.stands = Told(read.sequence + 1, record, self.now)
         for call, correction in self.corrections:
-            call.tokens -= correction.tokens
+            call.tokens -= correction.tokens_s / self.price.token_s if self.price.token_s else 0.0
         self.corrections.clear()
         for ask, booking in booked:
             self.calls.append(Call(max(booking.turn, self.now), 1, ask.tokens, booking))
@@ -162,7 +162,7 @@ def test_what_was_not_used_is_given_back() -> None:
     assert isinstance(booking, Booking)
     assert turn_of(level, price, 50, now=0.0) == 5.0
 
-    level = correct(level, price, Correction(booking, 0, 60))
+    level = correct(level, Correction(booking, 0, 6.0))
 
     assert turn_of(level, price, 50, now=0.0) == 0.0
     assert turn_of(level, price, 70, now=0.0) == pytest.approx(1.0)
@@ -173,7 +173,7 @@ def test_a_call_that_is_cancelled_gives_back_its_request_too() -> None:
     level, (booking,) = book(Level(), price, [Ask(100, 0.0)], now=0.0)
     assert isinstance(booking, Booking)
 
-    level = correct(level, price, Correction(booking, 1, 100))
+    level = correct(level, Correction(booking, 60.0, 10.0))
 
     assert turn_of(level, price, 100, now=0.0) == 0.0
 
@@ -184,7 +184,7 @@ def test_what_the_bucket_has_earned_again_meanwhile_is_not_given_back_twice() ->
     assert isinstance(booking, Booking)
     level, _ = book(level, price, [Ask(100, 10.0)], now=10.0)
 
-    level = correct(level, price, Correction(booking, 0, 100))
+    level = correct(level, Correction(booking, 0, 10.0))
 
     assert turn_of(level, price, 100, now=10.0) == pytest.approx(20.0)
 
@@ -194,7 +194,7 @@ def test_what_was_used_beyond_is_waited_for_by_those_after_it() -> None:
     level, (booking,) = book(Level(), price, [Ask(10, 0.0)], now=0.0)
     assert isinstance(booking, Booking)
 
-    level = correct(level, price, Correction(booking, 0, -200))
+    level = correct(level, Correction(booking, 0, -20.0))
 
     assert turn_of(level, price, 100, now=0.0) == pytest.approx(21.0)
 
@@ -203,7 +203,7 @@ def test_nothing_is_given_back_to_a_record_that_began_anew() -> None:
     booking = Booking(turn=5.0, requests_booked=70.0, tokens_booked=70.0)
     level = Level(tokens=Filling(until=20.0, booked=3.0), turn=6.0)
 
-    assert correct(level, Price.of(None, 600.0, 10.0), Correction(booking, 0, 20)) == level
+    assert correct(level, Correction(booking, 0, 20)) == level
 
 
 def test_a_bucket_holds_at_least_one_request() -> None:
