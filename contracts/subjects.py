@@ -30,6 +30,11 @@ children can have, and `<prefix>.*.<capability>.<key>.*` covers the line. Its ow
 
     <prefix>.line.<capability>.<key>           how far the line has come
     <prefix>.place.<capability>.<key>.<digest> the place in it of an idempotency key
+
+So has what the whole mesh shares under a limit:
+
+    <prefix>.limit.seats|rate.<resource>       who holds seats of it, how full its buckets are
+    <prefix>.limited.seats|rate.<resource>     the server's echo of that
 """
 
 import base64
@@ -37,7 +42,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 from contracts.errors import ContractError
 
@@ -48,6 +53,8 @@ CHILD_ID_BYTES_MAX: Final = 3_000
 CAPABILITY_LENGTH_MAX: Final = 63
 STEP_BYTES_MAX: Final = 128
 PREFIX_LENGTH_MAX: Final = 63
+RESOURCE_LENGTH_MAX: Final = 63
+LimitKind = Literal["seats", "rate"]
 LANES: Final = ("urgent", "bulk", "canary", "shadow")
 AGAIN: Final = "again"
 """The lane, so to say, of a wake that met another one."""
@@ -148,6 +155,21 @@ def check_step_name(name: str) -> str:
     return name
 
 
+def check_resource(name: str) -> str:
+    """`name` itself, if it may name a resource with a limit.
+
+    Raises:
+        ContractError: it is empty, too long, or has a character outside letters, digits, `-`, `_`.
+    """
+    if not isinstance(name, str) or not _CAPABILITY.fullmatch(name):
+        raise ContractError(
+            f"resource {_shown(name)} must be letters, digits, '-' and '_', and begin with a letter or digit"
+        )
+    if len(name) > RESOURCE_LENGTH_MAX:
+        raise ContractError(f"resource of {len(name)} characters exceeds {RESOURCE_LENGTH_MAX}")
+    return name
+
+
 def is_legal_id(task_id: str) -> bool:
     """Whether the id is one token a user may choose, followed by a position and by `~` tokens the mesh made."""
     if _ID.fullmatch(task_id) is None:
@@ -226,6 +248,7 @@ class Subjects:
         self.control_stream = f"KV_{self.control_bucket}"
         self.timer_stream = f"{self.stream}_TIMERS"
         self.line_stream = f"{self.stream}_LINES"
+        self.limit_stream = f"{self.stream}_LIMITS"
 
     # One task's subjects.
 
@@ -393,6 +416,29 @@ class Subjects:
     def lines_stored(self) -> list[str]:
         return [f"{self._head}{word}.>" for word in ("line", "place")]
 
+    # Limits.
+
+    def limit(self, what: LimitKind, resource: str) -> str:
+        """The record of what is in use of a resource."""
+        return f"{self._head}limit.{what}.{resource}"
+
+    def limit_echo(self, what: LimitKind, resource: str) -> str:
+        return f"{self._head}limited.{what}.{resource}"
+
+    @property
+    def limits_stored(self) -> str:
+        return f"{self._head}limit.>"
+
+    @property
+    def limit_echoes(self) -> tuple[str, str]:
+        """Source and destination of the republish rule that echoes what is in use."""
+        return self.limits_stored, f"{self._head}limited.>"
+
+    def parse_limit(self, subject: str) -> tuple[str, str]:
+        """What of a resource a limit's record tells, and the resource."""
+        what, _, resource = subject.removeprefix(f"{self._head}limit.").partition(".")
+        return what, resource
+
     # Control records: keys of a key-value bucket, echoed as `<prefix>.control.<key>`.
 
     @property
@@ -470,6 +516,11 @@ def parse_breaker(key: str) -> str | None:
     return name if word == "breaker" and _CAPABILITY.fullmatch(name) else None
 
 
+def key_limit(resource: str) -> str:
+    """The control key that says how much of a resource may be used."""
+    return f"limit.{resource}"
+
+
 def parse_cancel(key: str) -> Identity | None:
     """The task that a control key cancels, if it is such a key."""
     parts = key.split(".")
@@ -485,6 +536,12 @@ def parse_pause(key: str) -> str | None:
     """The capability that a control key pauses, if it is such a key."""
     word, _, capability = key.partition(".")
     return capability if word == "pause" and _CAPABILITY.fullmatch(capability) else None
+
+
+def parse_limit_key(key: str) -> str | None:
+    """The resource that a control key limits, if it is such a key."""
+    word, _, resource = key.partition(".")
+    return resource if word == "limit" and _CAPABILITY.fullmatch(resource) else None
 
 
 def consumer_name(capability: str, lane: str = "") -> str:

@@ -8,7 +8,8 @@ from faststream import FastStream
 from tenacity.wait import wait_base
 
 from contracts.errors import ContractError
-from contracts.subjects import check_breaker_name
+from contracts.limit import BURST_S, Limit, check_limit
+from contracts.subjects import check_breaker_name, check_resource
 from mesh.capability import AgentInfo, Capability, Limits
 from mesh.endings import Escalate, Handoff, Ladder, Verifiers
 from mesh.errors import SetupError
@@ -136,6 +137,37 @@ class Agent:
             window_s, window_calls, calls_min, failure_ratio, slow_s, slow_ratio, open_s, probes, lease_s
         )
         return name
+
+    def limit(
+        self,
+        resource: str,
+        *,
+        concurrent: int | None = None,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        burst_s: float = BURST_S,
+    ) -> None:
+        """Say how much of a resource all peers of the mesh together may use; what an operator sets wins.
+
+        It bounds what handlers do inside `ctx.limit(resource)`. What is left out is not limited. An idle bucket
+        holds `burst_s` seconds' worth of its rate, so one call can ask for no more tokens than that.
+
+        Raises:
+            SetupError: the name or a number is illegal, or the resource has another limit already.
+        """
+        limit = Limit(
+            concurrent=concurrent,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            burst_s=burst_s,
+        )
+        try:
+            check_resource(resource)
+            check_limit(limit)
+        except ContractError as error:
+            raise SetupError(f"limit {resource!r}: {error}") from error
+        if self.info.limits.setdefault(resource, limit) != limit:
+            raise SetupError(f"agent {self.info.name!r} limits {resource!r} twice")
 
     @property
     def hosted(self) -> Hosted:

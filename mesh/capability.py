@@ -17,6 +17,7 @@ from typing_extensions import TypeVar
 
 from contracts.card import AgentCard, CapabilityCard
 from contracts.errors import ContractError
+from contracts.limit import Limit
 from contracts.outcome import DecidedBy
 from contracts.subjects import check_capability
 from mesh.context import BlockingContext, Context
@@ -47,6 +48,8 @@ class AgentInfo:
     description: str = ""
     breakers: dict[str, Rules] = field(default_factory=dict, compare=False)
     """Rules of the circuit breakers that its handlers use, where they are not the usual ones."""
+    limits: dict[str, Limit] = field(default_factory=dict, compare=False)
+    """Of resources it uses, where no operator says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

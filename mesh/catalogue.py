@@ -19,9 +19,10 @@ from contracts import wire
 from contracts.card import AgentCard, Beat, Described
 from contracts.control import BreakerChange, Cancel, PartsKept, PartsWanted, Pause, Runs, WhoRuns
 from contracts.event import Event
+from contracts.limit import Limit, Rate, Seats
 from contracts.line import LineMark, LinePlace
 from contracts.outcome import AttemptBegan, AttemptEnded, Failure, Outcome
-from contracts.subjects import LANES, Identity, Line, Subjects
+from contracts.subjects import LANES, Identity, LimitKind, Line, Subjects
 from contracts.task import Task
 from contracts.workflow import Answer, Check, Claim, Closing, Proposal, Recurring, Signal, Step
 from mesh import payload as payloads
@@ -50,6 +51,7 @@ RECORDS: Final[tuple[type[Any], ...]] = (
     Described,
     Event,
     Failure,
+    Limit,
     LineMark,
     LinePlace,
     Outcome,
@@ -57,8 +59,10 @@ RECORDS: Final[tuple[type[Any], ...]] = (
     PartsWanted,
     Pause,
     Proposal,
+    Rate,
     Recurring,
     Runs,
+    Seats,
     Signal,
     Step,
     Task,
@@ -71,12 +75,13 @@ _ANSWERS: Final[dict[str, type[Any]]] = {"PartsWanted": PartsKept, "WhoRuns": Ru
 _PARAMETERS: Final[dict[str, Schema]] = {
     "capability": {"description": "A capability's name."},
     "id": {"description": "The task's id: its idempotency key, or what the mesh made below another id."},
-    "key": {"description": "`cancel.<capability>.<id in base64url>` or `pause.<capability>`."},
+    "key": {"description": "`cancel.<capability>.<id in base64url>`, `pause.<capability>` or `limit.<resource>`."},
     "kind": {"description": "What happened."},
     "lane": {"description": "Another queue for the same identity.", "enum": list(LANES)},
     "name": {"description": "The step's name."},
     "order_key": {"description": "The key of a line: its tasks run one at a time, in order."},
     "peer": {"description": "The peer's id."},
+    "resource": {"description": "What the mesh shares under a limit."},
 }
 
 
@@ -136,7 +141,7 @@ def asyncapi(hosted: Sequence[Hosted], settings: Settings) -> Schema:
     for index, capability in enumerate(capabilities):
         taken, returned = described[2 * index : 2 * index + 2]
         planes += _task_planes(settings.subjects, capability, taken, returned, records)
-    planes.append(_events(settings.subjects, records))
+    planes += [_events(settings.subjects, records), *_limits(settings.subjects, records)]
     channels, operations = _assembled(planes)
     security = generated["components"].get("securitySchemes")
     return {
@@ -178,7 +183,14 @@ def _broker_planes(generated: Schema, peer: str, subjects: Subjects, records: di
         )
         if address == every_control:
             # Taken as raw bytes, which say nothing of their type.
-            either = {"oneOf": [records["Cancel"], records["Pause"], {"type": "null", "title": "Taken back"}]}
+            either = {
+                "oneOf": [
+                    records["Cancel"],
+                    records["Pause"],
+                    records["Limit"],
+                    {"type": "null", "title": "Taken back"},
+                ]
+            }
             plane = replace(plane, message="Control", payload=either)
         asked = Described if address == subjects.ctl("all", "describe") else _ANSWERS.get(record or "")
         if asked is not None:
@@ -270,6 +282,17 @@ def _events(subjects: Subjects, records: dict[str, Schema]) -> _Plane:
     address = subjects.event("{kind}", Identity("{capability}", "{id}"))
     description = "What happened to a peer or a task; `-` and the peer's id where it is no task's."
     return _Plane("send", address, _key(subjects, address), description, "Event", records["Event"])
+
+
+def _limits(subjects: Subjects, records: dict[str, Schema]) -> Iterable[_Plane]:
+    told: tuple[tuple[LimitKind, str, str], ...] = (
+        ("seats", "Seats", "Who holds seats"),
+        ("rate", "Rate", "How full the buckets are"),
+    )
+    for kind, record, what in told:
+        address = subjects.limit(kind, "{resource}")
+        description = f"{what} of a resource with a limit; in a stream of its own."
+        yield _Plane("send", address, _key(subjects, address), description, record, records[record])
 
 
 _CONTENT_TYPE: Final[Schema] = {

@@ -28,6 +28,7 @@ from prometheus_client.core import GaugeMetricFamily
 from contracts.card import Beat, Described, PeerState
 from contracts.control import PartsKept, PartsWanted, Running, Runs, WhoRuns
 from contracts.event import Event, EventKind
+from contracts.limit import Limit
 from contracts.subjects import Identity
 from mesh.bus import control, topology
 from mesh.bus.connection import Bus, server_addresses
@@ -49,6 +50,7 @@ from mesh.settings import Settings
 from mesh.telemetry.http import Pages, served
 from mesh.telemetry.metrics import Metrics
 from mesh.workflow.durable import Services
+from mesh.workflow.limits import Limiter
 
 log = logging.getLogger("mesh.peer")
 
@@ -87,8 +89,12 @@ class Peer:
         self._ticked_at = time.monotonic()
         self._connected, self._ready = asyncio.Event(), asyncio.Event()
         self._drain, self._drained, self._shaken = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        slots = sum(capability.limits.concurrency for capability in capabilities)
         controls = Controls(settings.subjects, cancel_ttl_s=settings.result_ttl_s)
+        limiter = Limiter(
+            self.bus, self.id, self.metrics.limits, operator=controls.limit_of, declared=_declared_limits(hosted)
+        )
+        controls.on_change.append(limiter.stir)
+        slots = sum(capability.limits.concurrency for capability in capabilities)
         self.host = Host(
             bus=self.bus,
             settings=settings,
@@ -97,7 +103,7 @@ class Peer:
             controls=controls,
             breakers=Breakers(self.bus, self.id, controls, self.metrics, _rules(hosted), tell=self._tell_of_breaker),
             heartbeat=Heartbeat(settings, rows=4 * slots + settings.hot_waits_max + SPARE_ROWS),
-            services=Services(self.bus, settings, self.id),
+            services=Services(self.bus, settings, self.id, limiter),
             publish_event=self._publish_event,
             offers_of=self._offers_of,
         )
@@ -501,6 +507,15 @@ def _rules(hosted: Sequence[Hosted]) -> dict[str, Rules]:
         for name, rules in agent.breakers.items():
             if found.setdefault(name, rules) != rules:
                 raise SetupError(f"agents of one peer have different rules for breaker {name!r}")
+    return found
+
+
+def _declared_limits(hosted: Sequence[Hosted]) -> dict[str, Limit]:
+    found: dict[str, Limit] = {}
+    for agent, _ in hosted:
+        for resource, limit in agent.limits.items():
+            if found.setdefault(resource, limit) != limit:
+                raise SetupError(f"agents of one peer declare different limits for {resource!r}")
     return found
 
 

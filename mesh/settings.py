@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     stream_msgs_max: int = Field(default=-1, description="Limit of the stream in messages, -1 for none.")
 
     ack_wait_s: float = Field(default=6.0, ge=0.5, description="A peer silent for this long loses its tasks to others.")
+    limit_lease_s: float = Field(
+        default=10.0, ge=0.5, description="A peer silent for this long loses its seats at limited resources to others."
+    )
     result_ttl_s: float = Field(default=86_400.0, ge=1, description="How long a result is kept, and its key known.")
     workflow_ttl_s: float = Field(
         default=7 * 86_400.0, ge=1, description="How long the records of a task that waits are kept, from its start."

@@ -3,20 +3,22 @@
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import msgspec
 
 from contracts.errors import ContractError
+from contracts.limit import Limit
 from contracts.outcome import DecidedBy, Send, Spent
 from contracts.subjects import SESSION, Identity, check_capability, check_key, child_id
 from contracts.task import Budget, Sender, Task
 from contracts.wire import ContentType
 from mesh import payload as payloads
 from mesh.digest import digest
+from mesh.limits import Holds, MemoryLimits
 
 PARTS_KEPT = 1_000
 SENDS_MAX = 1_000
@@ -43,6 +45,8 @@ class TaskContext:
         me: Sender | None = None,
         emit_part: EmitPart | None = None,
         guard: Guard | None = None,
+        limits: Holds | Mapping[str, Limit] | None = None,
+        stop_clock: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.identity = identity
         self.task = task or Task()
@@ -60,6 +64,8 @@ class TaskContext:
         self._me = me
         self._emit_part = emit_part
         self._guard: Guard = guard or (lambda _: nullcontext())
+        self._limits: Holds = MemoryLimits(limits) if limits is None or isinstance(limits, Mapping) else limits
+        self._stop_clock = stop_clock
 
     # What the task is.
 

@@ -12,6 +12,7 @@ from contracts import headers as names
 from contracts import subjects as grammar
 from contracts import wire
 from contracts.control import BreakerChange, Cancel, Pause
+from contracts.limit import Limit, check_limit
 from contracts.subjects import Identity
 from contracts.wire import Record
 from mesh.bus.commit import ttl
@@ -74,6 +75,37 @@ async def paused(bus: Bus, capability: str) -> Pause | None:
     subject = bus.subjects.control_record(grammar.key_pause(capability))
     stored = await read(bus, subject, stream=bus.subjects.control_stream)
     return None if stored is None or is_deleted(stored.headers) else wire.decode(Pause, stored.data)
+
+
+async def set_limit(bus: Bus, resource: str, limit: Limit) -> None:
+    """Record how much of a resource all peers together may use, in place of what was set before. Safe to repeat.
+
+    Raises:
+        ContractError: the resource's name is illegal, or a number of the limit.
+    """
+    await _put(bus, grammar.key_limit(grammar.check_resource(resource)), check_limit(limit))
+
+
+async def drop_limit(bus: Bus, resource: str) -> bool:
+    """Take what was set for a resource back. False: nothing was. Safe to repeat."""
+    key = grammar.key_limit(grammar.check_resource(resource))
+    subject = bus.subjects.control_record(key)
+    stored = await read(bus, subject, stream=bus.subjects.control_stream)
+    if stored is None or is_deleted(stored.headers):
+        return False
+    await bus.store(subject, b"", {_KV_OPERATION: "DEL"})
+    return True
+
+
+async def limits(bus: Bus) -> dict[str, Limit]:
+    """What operators set, by resource."""
+    found: dict[str, Limit] = {}
+    wanted = bus.subjects.control_record(grammar.key_limit("*"))
+    async for stored in read_range(bus, bus.subjects.control_stream, wanted):
+        resource = grammar.parse_limit_key(bus.subjects.control_key(stored.subject))
+        if resource is not None and not is_deleted(stored.headers):
+            found[resource] = wire.decode(Limit, stored.data)
+    return found
 
 
 async def cancelled(bus: Bus, tasks: Iterable[Identity]) -> Cancel | None:

@@ -66,11 +66,12 @@ class Ensured:
     tolerated: tuple[Difference, ...] = ()
 
 
-def streams(settings: Settings) -> tuple[Spec, Spec, Spec, Spec]:
-    """The streams of a mesh: tasks and records, control records, timers, lines."""
+def streams(settings: Settings) -> tuple[Spec, ...]:
+    """The streams of a mesh: tasks and records, control records, timers, lines, limits."""
     subjects = settings.subjects
     source, destination = subjects.result_echo
     control_source, control_destination = subjects.control_echo
+    limit_source, limit_destination = subjects.limit_echoes
     mesh = Spec(
         "stream",
         subjects.stream,
@@ -140,7 +141,24 @@ def streams(settings: Settings) -> tuple[Spec, Spec, Spec, Spec]:
             "num_replicas": settings.replicas,
         },
     )
-    return mesh, control, timers, lines
+    limits = Spec(
+        "stream",
+        subjects.limit_stream,
+        subjects.limit_stream,
+        {
+            "subjects": [subjects.limits_stored],
+            "retention": "limits",
+            "storage": "file",
+            "max_msgs_per_subject": 1,
+            # A record is replaced under the guard of its sequence. With no limit there is nothing else to discard.
+            "discard": "old",
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+            "republish": {"src": limit_source, "dest": limit_destination},
+            "num_replicas": settings.replicas,
+        },
+    )
+    return mesh, control, timers, lines, limits
 
 
 def timekeeper(settings: Settings) -> Spec:

@@ -17,6 +17,7 @@ from mesh.cli.demo_agent import demo_agent
 from mesh.cli.doctor import doctor
 from mesh.cli.fleet import agents, pause, resume
 from mesh.cli.inbox import inbox
+from mesh.cli.limits import limits
 from mesh.cli.schedule import schedule
 from mesh.cli.serve import run as run_peer
 from mesh.cli.tasks import cancel, result, signal, status, submit
@@ -98,6 +99,7 @@ app.command(rich_help_panel=FLEET)(agents)
 app.command(rich_help_panel=FLEET)(pause)
 app.command(rich_help_panel=FLEET)(resume)
 app.add_typer(breaker, rich_help_panel=FLEET)
+app.add_typer(limits, rich_help_panel=FLEET)
 app.add_typer(dead, rich_help_panel=FLEET)
 app.command(rich_help_panel=FLEET)(doctor)
 app.add_typer(contracts, rich_help_panel=FLEET)

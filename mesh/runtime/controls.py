@@ -3,6 +3,7 @@
 Echoes of changes and snapshots arrive in any order; the stream's sequence tells which is newer.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from contracts import headers as names
 from contracts import wire
 from contracts.control import BreakerChange, Cancel
 from contracts.errors import ContractError
+from contracts.limit import Limit, check_limit
 from contracts.subjects import (
     Identity,
     Subjects,
@@ -19,10 +21,13 @@ from contracts.subjects import (
     key_cancel,
     parse_breaker,
     parse_cancel,
+    parse_limit_key,
     parse_pause,
 )
 from mesh.bus.control import is_deleted
 from mesh.bus.records import Stored
+
+log = logging.getLogger("mesh.runtime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class BreakerHeard:
 
 
 class Controls:
-    """Cancels, pauses and the states of breakers, as far as this process has heard.
+    """Cancels, pauses, limits and the states of breakers, as far as this process has heard.
 
     `on_change` is called after each change, `on_cancel` with each task whose cancel is heard as it is made,
     `on_breaker` with the name of each breaker whose state changed.
@@ -48,6 +53,7 @@ class Controls:
         self._cancelled: dict[Identity, Cancel] = {}
         self._paused: set[str] = set()
         self._breakers: dict[str, tuple[BreakerChange, float]] = {}
+        self._limits: dict[str, Limit] = {}
         self.on_change: list[Callable[[], None]] = []
         self.on_cancel: list[Callable[[Identity], None]] = []
         self.on_breaker: list[Callable[[str], None]] = []
@@ -110,6 +116,10 @@ class Controls:
         """The sequence of a key's last change, 0 where none was heard of."""
         return self._sequences.get(key, 0)
 
+    def limit_of(self, resource: str) -> Limit | None:
+        """What an operator set for a resource, or None."""
+        return self._limits.get(resource)
+
     def _take(self, key: str, data: bytes, sequence: int, *, age_s: float, gone: bool) -> bool:
         if sequence < self._sequences.get(key, 0):
             return False
@@ -130,6 +140,14 @@ class Controls:
                 self._paused.add(capability)
         elif (breaker := parse_breaker(key)) is not None:
             self._take_breaker(breaker, data, age_s, gone=gone)
+        elif (resource := parse_limit_key(key)) is not None:
+            if gone:
+                self._limits.pop(resource, None)
+            else:
+                try:
+                    self._limits[resource] = check_limit(wire.decode(Limit, data))
+                except ContractError as error:
+                    log.error("the limit set for %s is kept as it was: %s", resource, error)
         return True
 
     def _take_breaker(self, name: str, data: bytes, age_s: float, *, gone: bool) -> None:

@@ -6,6 +6,7 @@ import contextvars
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -242,6 +243,8 @@ class Handling:
             "me": attempt.me,
             "emit_part": emit_part,
             "guard": lambda name: host.breakers.guard(name, attempt.guarded, has_timed_out=self._has_timed_out),
+            "limits": host.services.limiter,
+            "stop_clock": self._clock_stopped,
         }
         if not capability.is_async:
             return BlockingContext(attempt.identity, attempt.task, **common)
@@ -253,6 +256,7 @@ class Handling:
             deadline_at=None if is_unwinding else self._deadline_at(),
             hot_s=host.settings.hot_wait_s,
             on_waiting=self._on_waiting,
+            on_stopped=self._speak,
         )
         return DurableContext(
             attempt.identity,
@@ -299,10 +303,36 @@ class Handling:
         return HandBack("overtaken by another run", delay_s=self.host.settings.ack_wait_s, is_recorded=True)
 
     def _on_waiting(self, is_waiting: bool) -> None:
+        self._speak(is_waiting)
+        self.host.waits(self.attempt, is_waiting)
+
+    def _speak(self, is_waiting: bool) -> None:
         attempt = self.attempt
         for_s = HOLD_S if is_waiting else self._capability.limits.timeout_s + TIMEOUT_SLACK_S
         self.host.heartbeat.change(attempt.row, attempt.delivery, for_s=for_s)
-        self.host.waits(attempt, is_waiting)
+
+    @contextlib.contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """Have nothing in the block count for the timeout."""
+        attempt = self.attempt
+        if attempt.flow is not None:
+            with attempt.flow.stopped():
+                yield
+            return
+        loop, scope, deadline_at = asyncio.get_running_loop(), attempt.scope, self._deadline_at()
+        if scope is None or scope.expired() or (ends_at := scope.when()) is None:
+            yield
+            return
+        left_s = ends_at - loop.time()
+        scope.reschedule(deadline_at)
+        self._speak(True)
+        try:
+            yield
+        finally:
+            self._speak(False)
+            if not scope.expired() and not attempt.is_cancelled:
+                ends_at = loop.time() + left_s
+                scope.reschedule(ends_at if deadline_at is None else min(ends_at, deadline_at))
 
     async def _close(self) -> None:
         if isinstance(self.attempt.context, DurableContext):

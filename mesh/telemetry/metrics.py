@@ -15,6 +15,7 @@ from contracts.outcome import Status
 
 QUEUE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
 RUN_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+NO_LIMIT = "(none)"
 COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 
 
@@ -54,6 +55,35 @@ class BreakerMetrics:
 
     def called(self, how: str) -> None:
         self._metrics.breaker_calls.labels(self._name, how).inc()
+
+
+class LimitMetrics:
+    """The metrics of limits, by resource; resources without one are counted as `(none)`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._wait_s = Histogram(
+            "mesh_limit_wait_seconds",
+            "How long a call waited for its turn at a resource with a limit.",
+            ("resource",),
+            buckets=QUEUE_BUCKETS,
+            registry=registry,
+        )
+        self._granted = Counter(
+            "mesh_limit_granted", "Calls that had their turn at a resource.", ("resource",), registry=registry
+        )
+        self._refused = Counter(
+            "mesh_limit_refused", "Calls whose turn would have come too late.", ("resource",), registry=registry
+        )
+
+    def granted(self, resource: str, waited_s: float) -> None:
+        self._granted.labels(resource).inc()
+        self._wait_s.labels(resource).observe(waited_s)
+
+    def refused(self, resource: str) -> None:
+        self._refused.labels(resource).inc()
+
+    def unlimited(self) -> None:
+        self._granted.labels(NO_LIMIT).inc()
 
 
 class Metrics:
@@ -152,6 +182,7 @@ class Metrics:
             ("capability",),
             registry=self.registry,
         )
+        self.limits = LimitMetrics(self.registry)
         build = Info("mesh_build", "Version of this peer.", registry=self.registry)
         build.info({"version": distribution_version(), "python": platform.python_version()})
 

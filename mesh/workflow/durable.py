@@ -6,6 +6,7 @@ at once (agents hold no rights to read a stream at large).
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -36,10 +37,12 @@ from mesh.errors import (
     PublishUnconfirmed,
 )
 from mesh.fibers import serving
+from mesh.limits import WITHIN_S, Grant
 from mesh.settings import Settings
 from mesh.verbs import Answered, Asked
 from mesh.workflow.flow import Flow
 from mesh.workflow.inbox import Inbox
+from mesh.workflow.limits import Limiter
 from mesh.workflow.parking import Wait
 
 SUBMIT_WITHIN_S = 30.0
@@ -64,6 +67,7 @@ class Services:
     bus: Bus
     settings: Settings
     peer: str
+    limiter: Limiter
     submitter: Submitter = field(init=False)
     echoes: Echoes = field(init=False)
     inbox: Inbox = field(init=False)
@@ -77,7 +81,7 @@ class Services:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Serve until left."""
-        async with self.echoes.open(), serving() as self.fibers:
+        async with self.echoes.open(), self.limiter.open(), serving() as self.fibers:
             yield
 
 
@@ -125,6 +129,13 @@ class DurableContext(Context):
     def ttl_s(self) -> float:
         """How long a record made now is kept."""
         return max(1.0, self.keep_until - time.time())
+
+    @asynccontextmanager
+    async def limit(self, resource: str, *, tokens: int = 0, within_s: float = WITHIN_S) -> AsyncIterator[Grant]:
+        # Refused, a run that only undoes would leave what comes after undone for ever.
+        patience_s = math.inf if self._is_unwinding else within_s
+        async with super().limit(resource, tokens=tokens, within_s=patience_s) as grant:
+            yield grant
 
     # The primitives of the verbs.
 

@@ -5,6 +5,8 @@ Rules.
   children from running, however its branches are woven; what a branch computes beside another's wait counts
   against no slot.
 - The timeout counts the time in which the slot is held.
+- The clock of the timeout stands still, too, while a run waits for its turn at a resource with a limit. It keeps its
+  slot then, and stays in memory.
 - A run parks when every verb in flight has waited `hot_s` without one of them ending, at once when all of them are
   long, and when the peer has too many that wait. A step in flight keeps it in memory, and so does a verb that has
   not come to its wait yet: nobody would wake a task for a child that was never asked for.
@@ -44,7 +46,10 @@ class Clock:
 
 
 class Flow:
-    """The waits of one run. `on_waiting` is told when it begins and ends to wait; it asks nothing."""
+    """The waits of one run. `on_waiting` is told when it begins and ends to wait; it asks nothing.
+
+    So is `on_stopped`, when its clock is stopped and goes on.
+    """
 
     def __init__(
         self,
@@ -54,6 +59,7 @@ class Flow:
         deadline_at: float | None,
         hot_s: float,
         on_waiting: Callable[[bool], None],
+        on_stopped: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._slot = slot
@@ -61,6 +67,8 @@ class Flow:
         self._deadline_at = deadline_at
         self._hot_s = hot_s
         self._on_waiting = on_waiting
+        self._on_stopped = on_stopped
+        self._stopped = 0
         self._waits: dict[Wait, None] = {}
         self._long = 0
         self._busy = 0
@@ -129,6 +137,24 @@ class Flow:
         finally:
             self._arming -= 1
             self._changed()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Have nothing in the block count for the timeout; the slot is kept."""
+        with self.arming():
+            self._stopped += 1
+            if self._stopped == 1:
+                self._clock.stop(self._loop.time())
+                self._reschedule(None)
+                self._on_stopped(True)
+            try:
+                yield
+            finally:
+                self._stopped -= 1
+                # Where another branch waits without the slot, its end starts the clock.
+                if not self._stopped and self._slot.is_held:
+                    self._on_stopped(False)
+                    self._reschedule(self._clock.start(self._loop.time()))
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -203,7 +229,10 @@ class Flow:
                 return
             self._on_waiting(False)
             await self._slot.take()
-            self._reschedule(self._clock.start(self._loop.time()))
+            if self._stopped:
+                self._on_stopped(True)
+            else:
+                self._reschedule(self._clock.start(self._loop.time()))
         # While it stood in line, another branch may have begun to wait.
         self._release_if_waiting()
 

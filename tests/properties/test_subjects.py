@@ -329,6 +329,31 @@ def test_the_wildcard_of_a_line_covers_its_tasks_and_no_records_of_its_own(
     assert all(any(matches(stored, subject) for stored in subjects.lines_stored) for subject in own)
 
 
+@given(prefixes, capabilities, st.sampled_from(["seats", "rate"]))
+def test_what_is_in_use_of_a_resource_stands_in_a_stream_of_its_own_and_its_echo_in_none(
+    subjects: Subjects, resource: str, kind: grammar.LimitKind
+) -> None:
+    record, echo = subjects.limit(kind, resource), subjects.limit_echo(kind, resource)
+    source, destination = subjects.limit_echoes
+    elsewhere = [*subjects.stored, *subjects.timers_stored, *subjects.lines_stored, subjects.control_stored]
+
+    assert subjects.parse_limit(record) == (kind, grammar.check_resource(resource))
+    assert matches(source, record)
+    assert matches(destination, echo)
+    assert not matches(subjects.limits_stored, echo)
+    assert not any(matches(stored, subject) for stored in elsewhere for subject in (record, echo))
+
+
+@given(capabilities)
+def test_the_control_key_of_a_limit_names_its_resource(resource: str) -> None:
+    key = grammar.key_limit(resource)
+
+    assert grammar.parse_limit_key(key) == resource
+    assert grammar.parse_limit_key(f"limit.{resource}.more") is None
+    assert grammar.parse_limit_key(f"pause.{resource}") is None
+    assert (grammar.parse_pause(key), grammar.parse_cancel(key)) == (None, None)
+
+
 @pytest.mark.parametrize("character", ["a", "é", "語", "🐦"])
 def test_an_id_is_measured_in_bytes_and_may_be_exactly_512(character: str) -> None:
     width = len(character.encode())

@@ -55,7 +55,15 @@ class Scene:
         self.told: list[bool] = []
         self.slots = Slots(count, on_free=lambda: None)
         self.slot = Slot(self.slots)
-        self.flow = Flow(self.slot, timeout_s=timeout_s, deadline_at=None, hot_s=hot_s, on_waiting=self.told.append)
+        self.stopped: list[bool] = []
+        self.flow = Flow(
+            self.slot,
+            timeout_s=timeout_s,
+            deadline_at=None,
+            hot_s=hot_s,
+            on_waiting=self.told.append,
+            on_stopped=self.stopped.append,
+        )
 
     async def run(self, handler: Callable[[], object]) -> bool:
         """Whether it parked."""
@@ -223,6 +231,74 @@ async def test_time_spent_waiting_counts_for_no_timeout_and_time_spent_working_d
 
     assert not await scene.run(handler)
     assert reached == ["after the wait"]
+
+
+async def test_a_stopped_clock_counts_nothing_keeps_the_slot_and_stays_in_memory() -> None:
+    scene = Scene(timeout_s=0.2, hot_s=0.0)
+    reached: list[str] = []
+
+    async def handler() -> None:
+        with scene.flow.stopped(), scene.flow.stopped():
+            await asyncio.sleep(0.4)
+            assert scene.slot.is_held
+            assert not scene.flow.is_waiting
+        reached.append("after the clock was stopped")
+        await asyncio.sleep(60)
+
+    assert not await scene.run(handler)
+    assert reached == ["after the clock was stopped"]
+    assert scene.stopped == [True, False]
+    assert scene.told == []
+
+
+async def test_a_clock_stays_stopped_when_the_wait_of_another_branch_ends() -> None:
+    scene = Scene(timeout_s=0.2)
+    reached: list[str] = []
+
+    async def stop() -> None:
+        with scene.flow.stopped():
+            await asyncio.sleep(0.4)
+        reached.append("stopped")
+
+    async def wait() -> None:
+        async with scene.flow.waiting(Wait()):
+            await asyncio.sleep(0.1)
+        reached.append("waited")
+
+    async def handler() -> None:
+        async with asyncio.TaskGroup() as branches:
+            branches.create_task(stop())
+            branches.create_task(wait())
+        await asyncio.sleep(60)
+
+    assert not await scene.run(handler)
+    assert reached == ["waited", "stopped"]
+    assert scene.told == [True, False]
+    assert scene.stopped == [True, True, False]
+
+
+async def test_a_clock_goes_on_with_the_end_of_the_wait_when_it_was_stopped_within_it() -> None:
+    scene = Scene(timeout_s=0.2)
+    reached: list[str] = []
+
+    async def stop() -> None:
+        with scene.flow.stopped():
+            await asyncio.sleep(0.1)
+
+    async def wait() -> None:
+        async with scene.flow.waiting(Wait()):
+            await asyncio.sleep(0.5)
+        reached.append("waited")
+
+    async def handler() -> None:
+        async with asyncio.TaskGroup() as branches:
+            branches.create_task(stop())
+            branches.create_task(wait())
+        await asyncio.sleep(60)
+
+    assert not await scene.run(handler)
+    assert reached == ["waited"]
+    assert scene.stopped == [True]
 
 
 async def test_a_failure_in_a_wait_is_met_with_the_slot_held() -> None:
