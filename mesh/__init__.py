@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         TaskCancelled,
         TaskExpired,
         TaskFailed,
+        Throttled,
         Transient,
     )
     from mesh.reference import Reference
@@ -47,6 +48,7 @@ __all__ = [
     "TaskCancelled",
     "TaskExpired",
     "TaskFailed",
+    "Throttled",
     "Transient",
     "Verifiers",
 ]

@@ -11,6 +11,7 @@ from mesh.capability import AgentInfo, Capability, Limits
 from mesh.endings import Escalate, Handoff, Ladder, Verifiers
 from mesh.errors import SetupError
 from mesh.peer import Hosted, Peer
+from mesh.resilience.classify import Rules
 from mesh.resilience.retry import DEFAULT_WAIT
 from mesh.settings import Settings
 
@@ -59,6 +60,10 @@ class Agent:
         attempts: int = 3,
         result_ttl_s: float | None = None,
         wait: wait_base = DEFAULT_WAIT,
+        permanent: tuple[type[Exception], ...] = (),
+        transient: tuple[type[Exception], ...] = (),
+        throttled_for_s: float = 3_600.0,
+        queue_max: int | None = None,
         ladder: Ladder | None = None,
         verified_by: Verifiers | None = None,
         payload_class: Callable[[Any], str] | None = None,
@@ -69,6 +74,13 @@ class Agent:
         failed. A task is attempted at most `attempts` times, crashes counted and clean hand-backs not, with
         tenacity's `wait` in between. Results are kept, and their keys remembered, for `result_ttl_s` seconds.
         Time spent waiting for others counts for no timeout.
+
+        Exceptions of the types in `permanent` fail the task at once, those in `transient` are tried again; what is
+        named in neither is judged by what it is (docs/retries.md). A task that a callee throttles is tried again when
+        the callee says, which costs no attempt, for at most `throttled_for_s` seconds of waiting in all.
+
+        In each lane `queue_max` tasks may wait for a peer; then clients' submissions are `Overloaded`. Without it
+        MESH_QUEUE_MAX is the bound.
 
         With a `ladder` answers below its threshold go to its next rung instead; with `verified_by` an answer
         stands only when enough verifiers agree, and goes to the ladder's next rung, or fails, if they do not.
@@ -81,7 +93,7 @@ class Agent:
         """
 
         def declare(handler: Callable[..., Any]) -> Any:
-            limits = Limits(concurrency, timeout_s, attempts, result_ttl_s, wait)
+            limits = Limits(concurrency, timeout_s, attempts, result_ttl_s, wait, throttled_for_s, queue_max)
             if capability in self.capabilities:
                 raise SetupError(f"{capability!r} is handled twice by agent {self.info.name!r}")
             declared = Capability[Any, Any, Any](
@@ -92,6 +104,7 @@ class Agent:
                 ladder=ladder,
                 verified_by=verified_by,
                 payload_class=payload_class,
+                rules=Rules(permanent, transient),
             )
             self.capabilities[capability] = declared
             return declared

@@ -38,8 +38,8 @@ async def settle(host: Host, attempt: Attempt, verdict: Verdict) -> None:
             await _answer(host, attempt, outcome)
         case Answered(stored):
             await _finish_found(host, attempt, stored)
-        case Retry(failure, after_s):
-            await _retry(host, attempt, failure, after_s)
+        case Retry():
+            await _retry(host, attempt, verdict)
         case HandBack(reason, delay_s, is_recorded):
             await _hand_back(host, attempt, reason, delay_s, is_recorded=is_recorded)
         case Park(waits):
@@ -177,13 +177,22 @@ async def keep_parked(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> 
     attempt.metrics.parks.inc()
 
 
-async def _retry(host: Host, attempt: Attempt, failure: Failure, after_s: float) -> None:
+async def _retry(host: Host, attempt: Attempt, retry: Retry) -> None:
     now = time.time()
-    end = AttemptEnded(how=Ended.FAILED, peer=host.peer, at=now, retry_at=now + after_s, failure=failure)
+    end = AttemptEnded(
+        how=Ended.HANDED_BACK if retry.is_throttled else Ended.FAILED,
+        peer=host.peer,
+        at=now,
+        retry_at=now + retry.after_s,
+        failure=retry.failure,
+        is_throttled=retry.is_throttled,
+    )
     await _record_ended(host, attempt, end)
-    attempt.metrics.retries.inc()
-    await host.tell(EventKind.RETRIED, attempt.identity, failure.message)
-    await _return(host, attempt, delay_s=max(0.0, end.at + after_s - time.time()))
+    metrics = attempt.metrics
+    (metrics.throttled if retry.is_throttled else metrics.retries).inc()
+    metrics.retries_delayed.inc(retry.delayed_s > 0)
+    await host.tell(EventKind.RETRIED, attempt.identity, retry.failure.message)
+    await _return(host, attempt, delay_s=max(0.0, end.at + retry.after_s - time.time()))
 
 
 async def _hand_back(

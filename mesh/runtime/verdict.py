@@ -23,10 +23,15 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The attempt failed and another may be made: record it, and hand the task back for a while."""
+    """The attempt failed and another may be made: record it, and hand the task back for a while.
+
+    One that was throttled does not count. `delayed_s` of `after_s` are for the peer's retry budget.
+    """
 
     failure: Failure
     after_s: float
+    is_throttled: bool = False
+    delayed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
