@@ -161,6 +161,7 @@ class Capability(Reference[I, O], Generic[I, O, Called]):
             timeout_s=self.limits.timeout_s,
             attempts=self.limits.attempts,
             result_ttl_s=self.limits.result_ttl_s or 0.0,
+            queue_max=self.limits.queue_max or 0,
         )
 
 
