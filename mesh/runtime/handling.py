@@ -39,9 +39,6 @@ TIMEOUT_SLACK_S = 5.0
 UNDO_SHARE = 2
 """Undoing may use as many attempts again as the task itself."""
 
-DELAY_SHARE = 0.5
-"""Of the time that is left to run a task, what the peer's retry budget may take."""
-
 
 class Handling:
     """One run of a handler: from its argument to a verdict."""
@@ -122,7 +119,7 @@ class Handling:
             if isinstance(retry, Retry):
                 return retry
             if used < limit:
-                return self._again(failure, wait_s(self._capability.limits.wait, used))
+                return Retry(failure, wait_s(self._capability.limits.wait, used))
             return self.give_up_undoing(outcome, failure)
         finally:
             await self._close()
@@ -173,7 +170,9 @@ class Handling:
             if self._is_past_deadline():
                 return answer(self.host, attempt, status=Status.EXPIRED)
             message = f"no result within {self._capability.limits.timeout_s:g} s"
-            failure = Failure(kind=FailureKind.TRANSIENT, error="TimeoutError", message=message)
+            failure = Failure(kind=meaning.kind, error="TimeoutError", message=message)
+            if meaning.is_final:
+                return answer(self.host, attempt, failure=failure)
         elif isinstance(error, Overloaded):
             # Backpressure is no failure of the task: it comes again when there may be room.
             return HandBack("overloaded", delay_s=error.retry_after_s, is_recorded=True)
@@ -199,7 +198,7 @@ class Handling:
         pause_s = wait_s(limits.wait, used) if after_s is None else max(0.0, after_s)
         if self._ends_within(pause_s):
             return answer(self.host, attempt, status=Status.EXPIRED, failure=failure)
-        return self._again(failure, pause_s)
+        return Retry(failure, pause_s)
 
     def _throttled(self, failure: Failure, after_s: float | None) -> Verdict:
         """Another attempt when the callee says, unless the task has waited too long for its callees."""
@@ -212,16 +211,6 @@ class Handling:
         if self._ends_within(pause_s):
             return answer(self.host, self.attempt, status=Status.EXPIRED, failure=failure)
         return Retry(failure, pause_s, is_throttled=True)
-
-    def _again(self, failure: Failure, pause_s: float) -> Retry:
-        """Another attempt after a pause, and as much later as the peer's retry budget says."""
-        left_s = self.attempt.runs_until(self.host.settings) - time.time() - pause_s
-        deadline = self.attempt.task.deadline
-        if deadline is not None:
-            left_s = min(left_s, deadline - time.time() - pause_s)
-        # A delay must not be what ends a task.
-        delay_s = min(self.host.retries.take(time.monotonic()), max(0.0, DELAY_SHARE * left_s))
-        return Retry(failure, pause_s + delay_s, delayed_s=delay_s)
 
     def _ends_within(self, pause_s: float) -> bool:
         deadline = self.attempt.task.deadline

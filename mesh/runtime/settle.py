@@ -1,6 +1,7 @@
 """Tell the stream what an attempt came to. Effect first, then settle: result, sends, dead letter, then ack."""
 
 import logging
+import math
 import time
 from typing import assert_never
 
@@ -29,6 +30,8 @@ from mesh.workflow.parking import Wait, next_due
 log = logging.getLogger("mesh.runtime")
 
 RECORD_OVERHEAD_BYTES = 4_096
+DELAY_SHARE = 0.5
+"""Of the time that is left to run a task, what the peer's retry budget may take."""
 
 
 async def settle(host: Host, attempt: Attempt, verdict: Verdict) -> None:
@@ -178,21 +181,27 @@ async def keep_parked(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> 
 
 
 async def _retry(host: Host, attempt: Attempt, retry: Retry) -> None:
-    now = time.time()
+    now, delay_s = time.time(), 0.0
+    if not retry.is_throttled:
+        limits = (attempt.runs_until(host.settings), attempt.task.deadline or math.inf)
+        # A delay must not be what ends a task.
+        most_s = max(0.0, DELAY_SHARE * (min(limits) - now - retry.after_s))
+        delay_s = min(host.retries.take(time.monotonic()), most_s)
+    retry_at = now + retry.after_s + delay_s
     end = AttemptEnded(
         how=Ended.HANDED_BACK if retry.is_throttled else Ended.FAILED,
         peer=host.peer,
         at=now,
-        retry_at=now + retry.after_s,
+        retry_at=retry_at,
         failure=retry.failure,
         is_throttled=retry.is_throttled,
     )
     await _record_ended(host, attempt, end)
     metrics = attempt.metrics
     (metrics.throttled if retry.is_throttled else metrics.retries).inc()
-    metrics.retries_delayed.inc(retry.delayed_s > 0)
+    metrics.retries_delayed.inc(delay_s > 0)
     await host.tell(EventKind.RETRIED, attempt.identity, retry.failure.message)
-    await _return(host, attempt, delay_s=max(0.0, end.at + retry.after_s - time.time()))
+    await _return(host, attempt, delay_s=max(0.0, retry_at - time.time()))
 
 
 async def _hand_back(

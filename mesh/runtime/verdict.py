@@ -25,13 +25,12 @@ class Answered:
 class Retry:
     """The attempt failed and another may be made: record it, and hand the task back for a while.
 
-    One that was throttled does not count. `delayed_s` of `after_s` are for the peer's retry budget.
+    One that was throttled does not count, and is not in the peer's retry budget.
     """
 
     failure: Failure
     after_s: float
     is_throttled: bool = False
-    delayed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ import logging
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from contracts.subjects import consumer_name
-from mesh import Agent, Context, Mesh, Overloaded
+from mesh import Agent, Context, Handle, Mesh, Overloaded
 from mesh.bus import survey, topology
 from mesh.bus.queues import BOUND, bound_of
 from mesh.bus.topology import consumer, ensure, inspect, queued, streams
@@ -130,7 +131,7 @@ async def test_there_is_room_again_when_tasks_have_left(mesh: Mesh, settings: Se
         assert await handle.result(within_s=WITHIN_S) == 9
 
 
-async def submitted(mesh: Mesh, number: int):  # type: ignore[no-untyped-def]  # a handle, or None while refused
+async def submitted(mesh: Mesh, number: int) -> Handle[Any] | None:
     try:
         return await mesh.submit("work", number)
     except Overloaded:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from typing import Any
 
 import httpx2
 import pytest
@@ -14,11 +15,11 @@ from tenacity.wait import wait_fixed, wait_none, wait_random
 
 from contracts.outcome import FailureKind, Status
 from contracts.subjects import Identity
-from mesh import Agent, Context, Mesh, Throttled, Transient
+from mesh import Agent, Context, Handle, Mesh, Throttled, Transient
 from mesh.bus.ledger import read_ledger
 from mesh.settings import Settings
 from mesh.testing import eventually, hosting
-from mesh.whereabouts import Where
+from mesh.whereabouts import Where, Whereabouts
 
 WITHIN_S = 25.0
 log = logging.getLogger("tests.retries")
@@ -50,10 +51,10 @@ def answered(status: int, **headers: str) -> Exception:
     return caught.value
 
 
-def caller(callee: Callee, **limits: object) -> Agent:
+def caller(callee: Callee, **limits: Any) -> Agent:
     agent = Agent("caller", version="1")
 
-    @agent.handles("ask", **limits)  # type: ignore[arg-type]  # the limits of one test
+    @agent.handles("ask", **limits)
     async def ask(word: str) -> str:
         return callee()
 
@@ -109,7 +110,7 @@ async def test_status_says_until_when_a_task_is_throttled(mesh: Mesh, settings: 
     async with hosting(caller(callee), settings=settings):
         handle = await mesh.submit("ask", "x")
         await eventually(lambda: callee.calls)
-        found = await eventually(lambda: is_at(handle.status, Where.RETRYING))
+        found = await eventually(lambda: is_at(handle, Where.RETRYING))
         await handle.cancel()
 
     assert found.until is not None
@@ -118,8 +119,8 @@ async def test_status_says_until_when_a_task_is_throttled(mesh: Mesh, settings: 
     assert "secret" not in found.detail
 
 
-async def is_at(status, where):  # type: ignore[no-untyped-def]  # whatever tells where a task is
-    found = await status()
+async def is_at(handle: Handle[Any], where: Where) -> Whereabouts | None:
+    found = await handle.status()
     return found if found.where is where else None
 
 
@@ -275,13 +276,22 @@ async def outage(
         return dependency, came, counted(peer.metrics.registry, "mesh_retries_delayed_total")
 
 
-async def test_retries_past_the_budget_are_delayed_and_none_is_dropped(settings: Settings) -> None:
-    dependency, came, delayed = await outage(settings, tasks=90, down_s=0.3, wait_s=0.4)
+async def test_retries_past_the_budget_are_delayed_and_none_is_dropped(mesh: Mesh, settings: Settings) -> None:
+    agent = Agent("needy", version="1")
 
-    assert came == ["served"] * 90
-    assert dependency.calls_while_down <= 90 < len(dependency.calls) <= 180
-    # Not delayed are five a second for ten seconds, and a fifth of the tasks begun by then.
-    assert 10 <= delayed <= 40
+    @agent.handles("ask", concurrency=64, wait=wait_none())
+    async def ask(number: int, ctx: Context) -> int:
+        if ctx.attempt == 1:
+            raise Transient("the dependency is down")
+        return number
+
+    async with hosting(agent, settings=settings) as peer:
+        came = [item.value async for item in mesh.map("ask", range(100), in_flight=100, ordered=True)]
+        delayed = counted(peer.metrics.registry, "mesh_retries_delayed_total")
+
+    assert came == list(range(100))
+    # Not delayed are five a second for ten seconds, a fifth of the tasks, and what comes in meanwhile.
+    assert 5 <= delayed <= 50
 
 
 @pytest.mark.slow
@@ -312,6 +322,38 @@ async def test_in_an_outage_retries_stay_a_share_of_the_traffic(
     # Each task once, a fifth of that and five a second again; what is delayed meanwhile may be as much again.
     assert while_down <= tasks * (1 + 2 * 0.2 * (1 + down_s / 10)) + 2 * 5 * (10 + down_s)
     assert while_down_free > 2 * while_down
+
+
+async def test_a_wait_that_parks_takes_no_retry(mesh: Mesh, settings: Settings) -> None:
+    agent = Agent("patient", version="1")
+
+    @agent.handles("ask", concurrency=64)
+    async def ask(number: int, ctx: Context) -> str:
+        told: str = await ctx.signal("go")
+        return told
+
+    parking = settings.model_copy(update={"hot_wait_s": 0.0, "retry_share": 0.0})
+    async with hosting(agent, settings=parking) as peer:
+        for number in range(60):
+            await mesh.submit("ask", number, key=f"k{number}")
+        await eventually(lambda: counted(peer.metrics.registry, "mesh_parks_total") == 60)
+
+        assert peer.host.retries.take(time.monotonic()) == 0.0
+
+
+async def test_an_author_may_say_that_an_attempt_past_its_timeout_is_the_last(mesh: Mesh, settings: Settings) -> None:
+    agent = Agent("late", version="1")
+
+    @agent.handles("ask", timeout_s=0.1, permanent=(TimeoutError,))
+    async def ask(number: int) -> None:
+        await asyncio.Event().wait()
+
+    async with hosting(agent, settings=settings):
+        outcome = await (await mesh.submit("ask", 1)).outcome(within_s=WITHIN_S)
+
+    assert outcome.failure is not None
+    assert (outcome.failure.kind, outcome.attempt) == (FailureKind.PERMANENT, 1)
+    assert outcome.failure.message == "no result within 0.1 s"
 
 
 async def test_a_delay_of_the_budget_does_not_end_a_task_that_has_time(mesh: Mesh, settings: Settings) -> None:
