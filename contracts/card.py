@@ -24,6 +24,7 @@ class CapabilityCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_s: Annotated[float, Meta(description="An attempt that takes longer has failed.")] = 0.0
     attempts: Annotated[int, Meta(description="Attempts a task has, crashes counted, clean hand-backs not.")] = 1
     result_ttl_s: Annotated[float, Meta(description="How long a result is kept; 0 for the mesh's default.")] = 0.0
+    queue_max: Annotated[int, Meta(description="Tasks that may wait in each lane; 0 for the mesh's default.")] = 0
 
 
 class AgentCard(Record, frozen=True, kw_only=True, omit_defaults=True):

@@ -107,6 +107,9 @@ class Outcome(Record, frozen=True, kw_only=True, omit_defaults=True):
 class Ended(StrEnum):
     """How an attempt ended without an outcome."""
 
+    # An older reader refuses a record with a value that it does not know: what one more value would say stands in a
+    # field of `AttemptEnded` instead.
+
     FAILED = "failed"
     HANDED_BACK = "handed-back"
     PARKED = "parked"
@@ -127,3 +130,6 @@ class AttemptEnded(Record, frozen=True, kw_only=True, omit_defaults=True):
     at: Annotated[float, Meta(description="Unix time of its end.")]
     retry_at: Annotated[float | None, Meta(description="Unix time before which it is not tried again.")] = None
     failure: Annotated[Failure | None, Meta(description="What went wrong, if it failed.")] = None
+    is_throttled: Annotated[
+        bool, Meta(description="Of one that was handed back: a callee said when to come again.")
+    ] = False

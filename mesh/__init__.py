@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TaskCancelled,
         TaskExpired,
         TaskFailed,
+        Throttled,
         Transient,
     )
     from mesh.reference import Reference
@@ -49,6 +50,7 @@ __all__ = [
     "TaskCancelled",
     "TaskExpired",
     "TaskFailed",
+    "Throttled",
     "Transient",
     "Verifiers",
 ]

@@ -14,7 +14,8 @@ from mesh.capability import AgentInfo, Capability, Limits
 from mesh.endings import Escalate, Handoff, Ladder, Verifiers
 from mesh.errors import SetupError
 from mesh.peer import Hosted, Peer
-from mesh.resilience.breaker import Rules
+from mesh.resilience.breaker import Rules as BreakerRules
+from mesh.resilience.classify import Rules
 from mesh.resilience.retry import DEFAULT_WAIT
 from mesh.settings import Settings
 
@@ -63,6 +64,10 @@ class Agent:
         attempts: int = 3,
         result_ttl_s: float | None = None,
         wait: wait_base = DEFAULT_WAIT,
+        permanent: tuple[type[Exception], ...] = (),
+        transient: tuple[type[Exception], ...] = (),
+        throttled_for_s: float = 3_600.0,
+        queue_max: int | None = None,
         ladder: Ladder | None = None,
         verified_by: Verifiers | None = None,
         payload_class: Callable[[Any], str] | None = None,
@@ -73,6 +78,13 @@ class Agent:
         failed. A task is attempted at most `attempts` times, crashes counted and clean hand-backs not, with
         tenacity's `wait` in between. Results are kept, and their keys remembered, for `result_ttl_s` seconds.
         Time spent waiting for others counts for no timeout.
+
+        Exceptions of the types in `permanent` fail the task at once, those in `transient` are tried again; what is
+        named in neither is judged by what it is (docs/retries.md). A task that a callee throttles is tried again when
+        the callee says, which costs no attempt, for at most `throttled_for_s` seconds of waiting in all.
+
+        In each lane `queue_max` tasks may wait for a peer; then clients' submissions are `Overloaded`. Without it
+        MESH_QUEUE_MAX is the bound.
 
         With a `ladder` answers below its threshold go to its next rung instead; with `verified_by` an answer
         stands only when enough verifiers agree, and goes to the ladder's next rung, or fails, if they do not.
@@ -85,7 +97,7 @@ class Agent:
         """
 
         def declare(handler: Callable[..., Any]) -> Any:
-            limits = Limits(concurrency, timeout_s, attempts, result_ttl_s, wait)
+            limits = Limits(concurrency, timeout_s, attempts, result_ttl_s, wait, throttled_for_s, queue_max)
             if capability in self.capabilities:
                 raise SetupError(f"{capability!r} is handled twice by agent {self.info.name!r}")
             declared = Capability[Any, Any, Any](
@@ -96,6 +108,7 @@ class Agent:
                 ladder=ladder,
                 verified_by=verified_by,
                 payload_class=payload_class,
+                rules=Rules(permanent, transient),
             )
             self.capabilities[capability] = declared
             return declared
@@ -106,15 +119,15 @@ class Agent:
         self,
         name: str,
         *,
-        window_s: float = Rules.window_s,
-        window_calls: int = Rules.window_calls,
-        calls_min: int = Rules.calls_min,
-        failure_ratio: float = Rules.failure_ratio,
-        slow_s: float | None = Rules.slow_s,
-        slow_ratio: float = Rules.slow_ratio,
-        open_s: float = Rules.open_s,
-        probes: int = Rules.probes,
-        lease_s: float = Rules.lease_s,
+        window_s: float = BreakerRules.window_s,
+        window_calls: int = BreakerRules.window_calls,
+        calls_min: int = BreakerRules.calls_min,
+        failure_ratio: float = BreakerRules.failure_ratio,
+        slow_s: float | None = BreakerRules.slow_s,
+        slow_ratio: float = BreakerRules.slow_ratio,
+        open_s: float = BreakerRules.open_s,
+        probes: int = BreakerRules.probes,
+        lease_s: float = BreakerRules.lease_s,
     ) -> str:
         """Set when the circuit breaker `name` opens, for handlers that use it; the name itself, for `ctx.breaker`.
 
@@ -133,7 +146,7 @@ class Agent:
             raise SetupError(str(error)) from error
         if name in self.info.breakers:
             raise SetupError(f"breaker {name!r} has its rules twice in agent {self.info.name!r}")
-        self.info.breakers[name] = Rules(
+        self.info.breakers[name] = BreakerRules(
             window_s, window_calls, calls_min, failure_ratio, slow_s, slow_ratio, open_s, probes, lease_s
         )
         return name

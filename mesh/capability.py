@@ -25,7 +25,9 @@ from mesh.endings import Escalate, Handoff, Ladder, Verifiers
 from mesh.errors import SetupError
 from mesh.payload import Shape
 from mesh.reference import Reference
-from mesh.resilience.breaker import Rules
+from mesh.resilience.breaker import Rules as BreakerRules
+from mesh.resilience.classify import NO_RULES, Rules
+from mesh.resilience.retry import WAIT_S_MAX, wait_s
 
 I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
 O = TypeVar("O")  # noqa: E741
@@ -35,6 +37,9 @@ log = logging.getLogger("mesh.capability")
 
 CONCURRENCY_MAX = 10_000
 CLASS_LENGTH_MAX = 64
+ATTEMPTS_MAX = 1_000
+QUEUE_MAX = 1_000_000_000
+_WHOLE = frozenset({"concurrency", "attempts", "queue_max"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class AgentInfo:
     owner: str = ""
     role: str = ""
     description: str = ""
-    breakers: dict[str, Rules] = field(default_factory=dict, compare=False)
+    breakers: dict[str, BreakerRules] = field(default_factory=dict, compare=False)
     """Rules of the circuit breakers that its handlers use, where they are not the usual ones."""
     limits: dict[str, Limit] = field(default_factory=dict, compare=False)
     """Of resources it uses, where no operator says otherwise."""
@@ -61,16 +66,38 @@ class Limits:
     attempts: int
     result_ttl_s: float | None
     wait: wait_base
+    throttled_for_s: float = 3_600.0
+    queue_max: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, least, most in (
             ("concurrency", self.concurrency, 1, CONCURRENCY_MAX),
             ("timeout_s", self.timeout_s, 0.001, 30 * 86_400),
-            ("attempts", self.attempts, 1, 1_000),
+            ("attempts", self.attempts, 1, ATTEMPTS_MAX),
             ("result_ttl_s", self.result_ttl_s if self.result_ttl_s is not None else 1, 1, 10 * 365 * 86_400),
+            ("throttled_for_s", self.throttled_for_s, 0, 30 * 86_400),
+            ("queue_max", self.queue_max if self.queue_max is not None else 1, 1, QUEUE_MAX),
         ):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise SetupError(f"{name} is {value!r}; it must be a number")
             if not least <= value <= most:
                 raise SetupError(f"{name} is {value:g}, outside {least:g} to {most:g}")
+            if name in _WHOLE and value != int(value):
+                raise SetupError(f"{name} is {value:g}; it must be a whole number")
+        self._check_wait()
+
+    def _check_wait(self) -> None:
+        if not callable(self.wait):
+            raise SetupError(f"wait is {self.wait!r}; it must be one of tenacity's wait strategies")
+        for failed in sorted({1, int(self.attempts)}):
+            try:
+                told_s = wait_s(self.wait, failed, is_checked=False)
+            except Exception as error:
+                raise SetupError(f"wait cannot tell how long to wait after failure {failed}: {error}") from error
+            if not 0 <= told_s <= WAIT_S_MAX:
+                raise SetupError(
+                    f"wait says {told_s:g} s after failure {failed}, outside 0 to {WAIT_S_MAX:g} s (30 days)"
+                )
 
 
 class Capability(Reference[I, O], Generic[I, O, Called]):
@@ -86,6 +113,7 @@ class Capability(Reference[I, O], Generic[I, O, Called]):
         ladder: Ladder | None = None,
         verified_by: Verifiers | None = None,
         payload_class: Callable[[Any], str] | None = None,
+        rules: Rules = NO_RULES,
     ) -> None:
         try:
             check_capability(name)
@@ -95,6 +123,7 @@ class Capability(Reference[I, O], Generic[I, O, Called]):
         self.agent = agent
         self.decided_by = DecidedBy(agent=agent.name, version=agent.version)
         self.limits = limits
+        self.rules = rules
         self.description = (inspect.getdoc(handler) or "").partition("\n\n")[0].replace("\n", " ")
         self.is_async = inspect.iscoroutinefunction(handler)
         signature = _Signature.of(name, handler, is_async=self.is_async)
@@ -138,6 +167,7 @@ class Capability(Reference[I, O], Generic[I, O, Called]):
             timeout_s=self.limits.timeout_s,
             attempts=self.limits.attempts,
             result_ttl_s=self.limits.result_ttl_s or 0.0,
+            queue_max=self.limits.queue_max or 0,
         )
 
 

@@ -128,7 +128,7 @@ class Mesh:
         self.session = f"s-{secrets.token_hex(8)}"
         self._sender = sender
         self._echoes = Echoes(bus)
-        self._submitter = Submitter(bus)
+        self._submitter = Submitter(bus, is_bounded=True)
         self._places = Places(bus, self._submitter)
         self._tokens = itertools.count()
         self._fibers: asyncio.TaskGroup
@@ -231,7 +231,8 @@ class Mesh:
             ContractError: a key or the capability's name is illegal, or the payload is too large, cannot
                 travel or is not of the capability's type; nothing was sent.
             IdempotencyConflict: the key stands for another payload.
-            Overloaded: the mesh takes no new tasks now; nothing was stored.
+            Overloaded: the mesh takes no new tasks now, or as many wait for the capability as may; nothing was stored.
+                `retry_after_s` says when there may be room.
             BusUnavailable, PublishUnconfirmed: no server answered in time; it was not stored, or may be.
         """
         return await self._submit(

@@ -29,10 +29,10 @@ class Context(Verbs):
     def breaker(self, name: str | Reference[Any, Any]) -> AbstractAsyncContextManager[None]:
         """A circuit breaker around a block that calls something outside: `async with ctx.breaker("openai"):`.
 
-        The whole mesh shares it. A block that raises counts as failed, but for `Permanent` and `ContractError`: what
-        cannot succeed was answered. So does one that the task's timeout ends. A capability stands for itself. For a
-        child prefer `ctx.call(..., is_guarded=True)`, and put the breaker of a step inside the step: what is on record
-        is then found while the breaker is open, too.
+        The whole mesh shares it. A block that raises what another attempt may mend counts as failed, and so does one
+        that the task's timeout ends; what cannot succeed was answered, and `Throttled` says nothing. A capability
+        stands for itself. For a child prefer `ctx.call(..., is_guarded=True)`, and put the breaker of a step inside
+        the step: what is on record is then found while the breaker is open, too.
 
         Raises:
             BreakerOpen: it is open, and the block was not entered. Let through, the task is handed back and stays in

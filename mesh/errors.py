@@ -14,6 +14,7 @@
     │ └ TopologyDrift           a stream or consumer is not as this version needs it
     ├ TaskError                 what handlers raise
     │ ├ Transient(after_s)      tried again, up to the capability's attempts
+    │ │ └ Throttled(after_s)    not now: tried again when the callee says, not counted as an attempt
     │ └ Permanent               failure result and dead letter
     │   ├ NonDeterminism        a replay asks something else under a name
     │   ├ DuplicateStep         a name is used twice in one run
@@ -61,6 +62,7 @@ __all__ = [
     "TaskExpired",
     "TaskFailed",
     "TaskUnfinished",
+    "Throttled",
     "TopologyDrift",
     "Transient",
 ]
@@ -128,6 +130,14 @@ class Transient(TaskError):
     def __init__(self, message: str = "", *, after_s: float | None = None) -> None:
         super().__init__(message)
         self.after_s = after_s
+
+
+class Throttled(Transient):
+    """Somebody who was called said: not now, come back in `after_s` seconds. Without them the mesh's waits are used.
+
+    The task is tried again then. It costs no attempt, but a task waits so for no longer than its capability's
+    `throttled_for_s` in all.
+    """
 
 
 class Permanent(TaskError):

@@ -83,6 +83,7 @@ class Mark(StrEnum):
     ATTEMPT_FAILED = "attempt failed"
     ATTEMPT_LOST = "attempt lost"
     HANDED_BACK = "handed back"
+    THROTTLED = "throttled"
     OTHER = "other"
 
 
@@ -461,10 +462,10 @@ def _attempt_leaves(known: _Known, node: Node) -> list[Leaf]:
     """Attempts that failed, were handed back, or ended without a word."""
     leaves = []
     for number, end in known.ended.items():
-        if end.how is Ended.FAILED:
+        if end.how is Ended.FAILED or end.is_throttled:
             leaves.append(
                 Leaf(
-                    Mark.ATTEMPT_FAILED,
+                    Mark.THROTTLED if end.is_throttled else Mark.ATTEMPT_FAILED,
                     str(number),
                     end.at,
                     peer=end.peer,

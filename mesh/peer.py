@@ -347,9 +347,14 @@ class Peer:
 
     def _topology(self) -> list[topology.Spec]:
         consumers = [
-            topology.consumer(self.settings, intake.capability.name, lane) for intake in self.intakes for lane in ORDER
+            topology.consumer(self.settings, intake.capability.name, lane, queue_max=self._queue_max(intake))
+            for intake in self.intakes
+            for lane in ORDER
         ]
         return [*topology.streams(self.settings), topology.timekeeper(self.settings), *consumers]
+
+    def _queue_max(self, intake: Intake) -> int:
+        return intake.capability.limits.queue_max or self.settings.queue_max
 
     async def _ensure(self) -> topology.Ensured:
         """See to the topology, for as long as it takes the server to answer."""

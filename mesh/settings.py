@@ -49,6 +49,12 @@ class Settings(BaseSettings):
     bids: bool = Field(default=True, description="Bid by expected delay. Off: whoever is free takes what comes next.")
     beat_s: float = Field(default=2.0, gt=0, description="Interval of presence beats.")
     sweep_s: float = Field(default=30.0, gt=0, description="Mean interval of the search for stranded messages.")
+    retry_share: float = Field(
+        default=0.2, ge=0, le=1_000, description="Retries a peer makes for each first attempt, beside a few a second."
+    )
+    queue_max: int = Field(
+        default=1_000_000, ge=1, description="Tasks that may wait in a lane of a capability that sets no `queue_max`."
+    )
     full_at: float = Field(default=0.9, gt=0, le=1, description="Share of the stream's limit at which clients stop.")
 
     http_host: str = Field(default="127.0.0.1", description="Where a peer serves /metrics, /healthz and /readyz.")

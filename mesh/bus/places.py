@@ -28,7 +28,7 @@ from contracts import wire
 from contracts.errors import ContractError
 from contracts.line import LinePlace
 from contracts.outcome import Outcome
-from contracts.subjects import Kind, Line, in_line
+from contracts.subjects import Kind, Line, consumer_name, in_line
 from contracts.task import Order, Task
 from contracts.wire import ContentType
 from mesh.bus import topology
@@ -110,7 +110,7 @@ class Places:
         server answers it is repeated until `give_up_at` (Unix time). Cancelled midway, it may or may not be stored.
 
         Raises:
-            Overloaded: the stream is too full for new tasks; nothing was stored.
+            Overloaded: the stream, or the task's queue, is too full for new tasks; nothing was stored.
             IdempotencyConflict: the key stands for another payload.
             PublishRejected: the server refused it; nothing was stored.
             BusUnavailable: no server answered in time; it was not stored.
@@ -164,10 +164,11 @@ class Places:
         headers = {**task_headers(task, wanted.as_type), **guard(self._bus, identity)}
         if is_first:
             headers[names.EXPECTED_SUBJECT] = self._bus.subjects.any_position(wanted.line)
-        subject = self._bus.subjects.task(identity, task.priority.lane)
+        lane = task.priority.lane
+        subject, queue = self._bus.subjects.task(identity, lane), consumer_name(identity.capability, lane)
         was_open, state.is_open = state.is_open, True
         try:
-            return Receipt(identity, await self._submitter.store(subject, wanted.payload, headers))
+            return Receipt(identity, await self._submitter.store(subject, wanted.payload, headers, queue=queue))
         except SequenceConflict:
             state.is_open = was_open
             return None

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from contracts import headers as names
 from contracts import wire
 from contracts.outcome import Outcome
-from contracts.subjects import Identity
+from contracts.subjects import Identity, consumer_name
 from contracts.task import Task
 from contracts.wire import ContentType
 from mesh.bus.connection import Bus, Headers
+from mesh.bus.queues import Queues
 from mesh.bus.records import Stored, read_past
 from mesh.bus.replies import ApiError
 from mesh.digest import digest
@@ -66,10 +67,15 @@ def task_headers(task: Task, as_type: ContentType, traceparent: str = "") -> Hea
 
 
 class Submitter:
-    """Submits tasks over one bus, and stops in time before the stream is full."""
+    """Submits tasks over one bus, and stops in time before the stream is full.
 
-    def __init__(self, bus: Bus) -> None:
+    With `is_bounded` it stops at the bound of a task's queue, too. What a running task asks for is not bounded so: what
+    runs must be able to finish.
+    """
+
+    def __init__(self, bus: Bus, *, is_bounded: bool = False) -> None:
         self._bus = bus
+        self._queues = Queues(bus) if is_bounded else None
         self._credit: Credit | None = None
         self._sequence = 0
         self._under_way = 0
@@ -93,7 +99,7 @@ class Submitter:
         the id must stand for no other capability's task either.
 
         Raises:
-            Overloaded: the stream is too full for new tasks; nothing was stored.
+            Overloaded: the stream, or the task's queue, is too full for new tasks; nothing was stored.
             IdempotencyConflict: the identity stands for another payload.
             PublishRejected: the server refused it; nothing was stored.
             BusUnavailable: no server answered in time; it was not stored.
@@ -102,12 +108,13 @@ class Submitter:
         headers = {**task_headers(task, as_type, traceparent), **guard(self._bus, identity)}
         if is_only:
             headers[names.EXPECTED_SUBJECT] = self._bus.subjects.any_state(Identity("*", identity.id))
-        subject = self._bus.subjects.task(identity, task.priority.lane)
+        lane = task.priority.lane
+        subject, queue = self._bus.subjects.task(identity, lane), consumer_name(identity.capability, lane)
         wait_s = FIRST_RETRY_S
         maybe_stored, reason = False, ""
         while True:
             try:
-                return Receipt(identity, await self.store(subject, payload, headers))
+                return Receipt(identity, await self.store(subject, payload, headers, queue=queue))
             except SequenceConflict as conflict:
                 existing = await self.existing(identity, conflict.sequence)
                 if existing is not None:
@@ -131,14 +138,18 @@ class Submitter:
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, RETRY_S_MAX)
 
-    async def store(self, subject: str, payload: bytes, headers: Headers) -> int:
-        """Publish a task once, if the stream has room for it; the sequence at which it is stored.
+    async def store(self, subject: str, payload: bytes, headers: Headers, *, queue: str) -> int:
+        """Publish a task once, if the stream and its queue have room for it; the sequence at which it is stored.
 
         Raises:
-            Overloaded: the stream is too full for new tasks; nothing was stored.
+            Overloaded: the stream, or the queue, is too full for new tasks; nothing was stored.
             SequenceConflict, PublishRejected, BusUnavailable, PublishUnconfirmed: as `Bus.store`.
         """
         await self._admit()
+        admitted = None
+        if self._queues is not None:
+            admitted = self._queues.admitted(queue) or await self._queues.admit(queue)
+        sequence = 0
         self._under_way += 1
         try:
             sequence = await self._bus.store(subject, payload, headers)
@@ -146,6 +157,8 @@ class Submitter:
             raise Overloaded(f"the stream takes nothing more: {full}", retry_after_s=OVERLOAD_RETRY_S) from None
         finally:
             self._under_way -= 1
+            if admitted is not None:
+                admitted.settle(is_stored=sequence > 0)
         self._sequence = max(self._sequence, sequence)
         return sequence
 

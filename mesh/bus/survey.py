@@ -5,7 +5,9 @@ It needs an operator's rights: information about streams and all their consumers
 
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import nats.errors
@@ -13,6 +15,7 @@ import nats.errors
 from contracts.subjects import check_capability
 from mesh.bus import control, topology
 from mesh.bus.connection import Bus
+from mesh.bus.queues import bound_of
 from mesh.bus.records import unix
 from mesh.bus.replies import ApiError
 from mesh.bus.topology import Difference, Spec
@@ -20,6 +23,7 @@ from mesh.errors import BusUnavailable, ContractError, PublishUnconfirmed
 
 ROUND_TRIPS = 7
 FLUSH_WITHIN_S = 5
+NO_BOUNDS: Mapping[str, int] = MappingProxyType({})
 JETSTREAM_NOT_ENABLED = (10039, 10076)
 
 
@@ -56,6 +60,8 @@ class Queue:
     waiting: int
     in_flight: int
     is_paused: bool
+    bound: int = 0
+    """How many may wait; 0 for no bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +92,11 @@ async def server(bus: Bus) -> Server:
     return Server(version, await _api_level(bus), statistics.median(took_s))
 
 
-async def streams(bus: Bus) -> Streams | None:
-    """The mesh's streams and consumers, or None where the mesh was never made."""
+async def streams(bus: Bus, bounds: Mapping[str, int] = NO_BOUNDS) -> Streams | None:
+    """The mesh's streams and consumers, or None where the mesh was never made.
+
+    `bounds` are what peers want for the queues of their capabilities.
+    """
     mesh, *others = topology.streams(bus.settings)
     asked_at = time.time()
     info = await topology.inspect(bus, mesh)
@@ -97,7 +106,7 @@ async def streams(bus: Bus) -> Streams | None:
     differences = topology.differences(mesh, info["config"])
     missing: list[Spec] = []
     queues: list[Queue] = []
-    for spec in (*others, topology.timekeeper(bus.settings), *await consumers(bus)):
+    for spec in (*others, topology.timekeeper(bus.settings), *await consumers(bus, bounds)):
         found = await topology.inspect(bus, spec)
         if found is None:
             missing.append(spec)
@@ -109,13 +118,14 @@ async def streams(bus: Bus) -> Streams | None:
     return Streams(stream, tuple(queues), tuple(differences), tuple(missing))
 
 
-async def consumers(bus: Bus) -> list[Spec]:
-    """The consumers that the mesh's stream has, as this version wants them."""
+async def consumers(bus: Bus, bounds: Mapping[str, int] = NO_BOUNDS) -> list[Spec]:
+    """The consumers that the mesh's stream has, as this version and the peers want them."""
     wanted: list[Spec] = []
     for name in sorted(await topology.served(bus)):
         capability, _, lane = name.partition("@")
         try:
-            wanted.append(topology.consumer(bus.settings, check_capability(capability), lane))
+            bound = bounds.get(capability)
+            wanted.append(topology.consumer(bus.settings, check_capability(capability), lane, queue_max=bound))
         except ContractError:
             # Somebody's own consumer; it is none of ours.
             continue
@@ -142,6 +152,7 @@ async def _queue(bus: Bus, spec: Spec, info: dict[str, Any]) -> Queue:
         waiting=info["num_pending"],
         in_flight=info["num_ack_pending"],
         is_paused=await control.paused(bus, capability) is not None,
+        bound=bound_of(info["config"]),
     )
 
 

@@ -8,11 +8,12 @@ operator may have set it. `migrate` makes the server follow, where JetStream all
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from contracts.subjects import LANES, consumer_name
 from mesh.bus.connection import Bus
+from mesh.bus.queues import BOUND
 from mesh.bus.records import RETRY_S
 from mesh.bus.replies import CONSUMER_EXISTS, CONSUMER_NOT_FOUND, STREAM_NAME_IN_USE, STREAM_NOT_FOUND, ApiError
 from mesh.errors import BusUnavailable, SetupError, TopologyDrift
@@ -24,7 +25,9 @@ NANOS = 1_000_000_000
 APPEARS_WITHIN_S = 10.0
 
 # Operators may tune these; everything else in a spec carries a promise.
-_TUNABLE = frozenset({"max_bytes", "max_msgs", "num_replicas", "ack_wait", "max_ack_pending", "max_waiting"})
+_TUNABLE = frozenset(
+    {"max_bytes", "max_msgs", "num_replicas", "ack_wait", "max_ack_pending", "max_waiting", "metadata"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +170,18 @@ def timekeeper(settings: Settings) -> Spec:
     return _consumer(settings, subjects.timer_stream, TIMEKEEPER, subjects.fired)
 
 
-def consumer(settings: Settings, capability: str, lane: str = "") -> Spec:
-    """The durable consumer that all peers of a capability pull from."""
+def consumer(settings: Settings, capability: str, lane: str = "", *, queue_max: int | None = None) -> Spec:
+    """The durable consumer that all peers of a capability pull from.
+
+    `queue_max` is how many tasks may wait in it; without it nothing is wanted of the bound that it has.
+    """
     subjects = settings.subjects
     wakes = () if lane else subjects.wakes_of(capability)
     filters = [subjects.tasks_of(capability, lane), *wakes]
-    return _consumer(settings, subjects.stream, consumer_name(capability, lane), filters)
+    spec = _consumer(settings, subjects.stream, consumer_name(capability, lane), filters)
+    if queue_max is None:
+        return spec
+    return replace(spec, config={**spec.config, "metadata": {BOUND: str(queue_max)}})
 
 
 def _consumer(settings: Settings, stream: str, name: str, filters: list[str]) -> Spec:
@@ -198,7 +207,7 @@ def _consumer(settings: Settings, stream: str, name: str, filters: list[str]) ->
 def differences(spec: Spec, actual: Mapping[str, Any]) -> list[Difference]:
     """Fields of a spec that the server has otherwise, essential ones first."""
     found = [
-        Difference(spec, field, wanted, actual.get(field))
+        Difference(spec, field, wanted, _ours(wanted, actual.get(field)))
         for field, wanted in spec.config.items()
         if not _same(wanted, actual.get(field))
     ]
@@ -316,6 +325,9 @@ async def _create(bus: Bus, spec: Spec) -> bool:
 
 async def _update(bus: Bus, spec: Spec, actual: Mapping[str, Any]) -> None:
     config = {**actual, **spec.config}
+    if "metadata" in spec.config:
+        # The server's own keys, and an operator's, stay.
+        config["metadata"] = {**(actual.get("metadata") or {}), **spec.config["metadata"]}
     body = config if spec.kind == "stream" else {"stream_name": spec.stream, "config": config, "action": "update"}
     endpoint = _endpoint("UPDATE" if spec.kind == "stream" else "CREATE", spec)
     try:
@@ -328,6 +340,13 @@ def _endpoint(verb: str, spec: Spec) -> str:
     if spec.kind == "stream":
         return f"STREAM.{verb}.{spec.name}"
     return f"CONSUMER.{verb}.{spec.stream}.{spec.name}"
+
+
+def _ours(wanted: Any, actual: Any) -> Any:
+    """Of a mapping on the server, what a spec has an opinion on."""
+    if isinstance(wanted, Mapping) and isinstance(actual, Mapping):
+        return {key: actual[key] for key in wanted if key in actual}
+    return actual
 
 
 def _same(wanted: Any, actual: Any) -> bool:

@@ -14,6 +14,9 @@ from mesh.cli.console import AsJson
 from mesh.cli.findings import DEFAULT_SYNC_S, Clock, Drift, Facts, Finding, Level, PeerFact, Sync, judge
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from contracts.card import Described
     from mesh.bus.connection import Bus
 
 UNSERVED_MAX = 50
@@ -58,11 +61,14 @@ def doctor(
 
 async def _examine(migrate: bool, monitor_url: str | None) -> tuple[list[str], Facts]:
     from mesh.bus import survey, topology
+    from mesh.cli.fleet import describe
 
     async with console.connected() as bus:
         migrated: list[str] = []
         if migrate:
-            wanted = (*topology.streams(bus.settings), topology.timekeeper(bus.settings), *await survey.consumers(bus))
+            bounds = queue_bounds(await describe(bus, within_s=DESCRIBE_WITHIN_S), default=bus.settings.queue_max)
+            consumers = await survey.consumers(bus, bounds)
+            wanted = (*topology.streams(bus.settings), topology.timekeeper(bus.settings), *consumers)
             ensured = await topology.ensure(bus, wanted, migrate=True)
             migrated = [*ensured.created, *ensured.migrated]
         return migrated, await gather(bus, await _sync(bus, monitor_url))
@@ -87,7 +93,7 @@ async def gather(bus: "Bus", sync: Sync | None) -> Facts:
         return facts
     described = await describe(bus, within_s=DESCRIBE_WITHIN_S)
     peers = tuple(PeerFact(peer.beat.peer, str(peer.beat.state), frozenset(peer.beat.load)) for peer in described)
-    streams = await survey.streams(bus)
+    streams = await survey.streams(bus, queue_bounds(described, default=bus.settings.queue_max))
     if streams is None:
         return replace(facts, is_made=False, peers=peers)
     return replace(
@@ -103,6 +109,17 @@ async def gather(bus: "Bus", sync: Sync | None) -> Facts:
         unserved=await topology.unserved(bus, capabilities_max=UNSERVED_MAX),
         dead_letters=(await census(bus)).letters,
     )
+
+
+def queue_bounds(peers: "Iterable[Described]", *, default: int) -> dict[str, int]:
+    """How many tasks may wait for each capability, as the live peers want it; the least where they differ."""
+    bounds: dict[str, int] = {}
+    for peer in peers:
+        for card in peer.cards:
+            for capability in card.capabilities:
+                bound = capability.queue_max or default
+                bounds[capability.name] = min(bound, bounds.get(capability.name, bound))
+    return bounds
 
 
 async def _sync(bus: "Bus", monitor_url: str | None) -> Sync | None:

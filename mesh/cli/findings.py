@@ -21,6 +21,7 @@ ROUND_TRIP_WARNING_S: Final = 0.05
 ROUND_TRIP_PROBLEM_S: Final = 1.0
 SYNC_WARNING_S: Final = 10.0
 REPLICAS_SAFE: Final = 3
+QUEUE_WARNING: Final = 0.8
 DEFAULT_SYNC_S: Final = 120.0
 
 
@@ -276,6 +277,17 @@ def queues(facts: Facts) -> Iterator[Finding]:
                 Level.PROBLEM,
                 f"{_tasks(standing)} waiting for {queue.name}, which no live peer serves",
                 f"start a peer that handles {queue.capability!r}",
+            )
+    for queue in facts.queues:
+        if queue.bound and queue.waiting >= QUEUE_WARNING * queue.bound:
+            is_fine = False
+            is_full = queue.waiting >= queue.bound
+            yield Finding(
+                "queues",
+                Level.PROBLEM if is_full else Level.WARNING,
+                f"{queue.name} has {_tasks(queue.waiting)} waiting, its bound is {queue.bound:,}"
+                + (": clients are refused" if is_full else ""),
+                "start more peers, or raise its `queue_max` (MESH_QUEUE_MAX), then `mesh doctor --migrate`",
             )
     if is_fine:
         waiting = sum(queue.waiting for queue in facts.queues)

@@ -282,9 +282,10 @@ def _leaf_words(leaf: "Leaf", now: float) -> str:
             return f"answered, for its verifiers to judge{why}{sure}"
         case Mark.UNDOING:
             return f"ends {leaf.name}, once all it did is undone"
-        case Mark.ATTEMPT_FAILED:
+        case Mark.ATTEMPT_FAILED | Mark.THROTTLED:
             again = f", again {clock(leaf.until)}" if leaf.until else ""
-            return f"attempt {leaf.name} failed on {leaf.peer}{again}"
+            how = "was throttled" if leaf.mark is Mark.THROTTLED else "failed"
+            return f"attempt {leaf.name} {how} on {leaf.peer}{again}"
         case Mark.ATTEMPT_LOST:
             return f"attempt {leaf.name} on {leaf.peer} ended without a word: the peer died or stalled"
         case Mark.HANDED_BACK:

@@ -1,6 +1,8 @@
 """When a failed attempt is tried again. Waits are tenacity's strategies; the decision is a pure function."""
 
+import math
 from dataclasses import dataclass
+from typing import Final
 
 from tenacity import RetryCallState, Retrying
 from tenacity.wait import wait_base, wait_exponential, wait_random
@@ -8,6 +10,12 @@ from tenacity.wait import wait_base, wait_exponential, wait_random
 from contracts.outcome import AttemptEnded, Ended, Failure, FailureKind
 
 DEFAULT_WAIT: wait_base = wait_exponential(multiplier=0.5, max=60.0) + wait_random(0.0, 0.5)
+WAIT_S_MAX: Final = 30 * 86_400.0
+EXACT_THROTTLES: Final = 8
+"""How many times a callee that throttles a task is taken at its word; then the mesh waits longer and longer."""
+THROTTLED_WAIT_S_MAX: Final = 60.0
+JITTER_SHARE: Final = 0.1
+JITTER_S_MIN, JITTER_S_MAX = 0.1, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,16 @@ class Ledger:
         return self.failures + self.crashes
 
     @property
+    def throttles(self) -> int:
+        """Attempts that ended because a callee said: not now. They do not count against the limit."""
+        return sum(end.is_throttled for _, end in self.ended)
+
+    @property
+    def throttled_s(self) -> float:
+        """How long the task has waited for callees that throttled it, in all."""
+        return sum(max(0.0, (end.retry_at or end.at) - end.at) for _, end in self.ended if end.is_throttled)
+
+    @property
     def last_failure(self) -> Failure | None:
         failures = [end.failure for _, end in sorted(self.ended, key=lambda item: item[0]) if end.failure is not None]
         return failures[-1] if failures else None
@@ -79,11 +97,43 @@ def spent_attempts(ledger: Ledger, attempts: int) -> Failure | None:
     )
 
 
-def wait_s(wait: wait_base, failed_attempts: int) -> float:
-    """Seconds until the next attempt, after `failed_attempts` failures (1 or more)."""
+def wait_s(wait: wait_base, failed_attempts: int, *, is_checked: bool = True) -> float:
+    """Seconds until the next attempt, after `failed_attempts` failures (1 or more).
+
+    From 0 to 30 days, whatever `wait` says; without `is_checked`, what it says.
+    """
     state = RetryCallState(_RETRYING, None, (), {})
     state.attempt_number = failed_attempts
-    return float(wait(state))
+    told_s = float(wait(state))
+    if not is_checked:
+        return told_s
+    return WAIT_S_MAX if math.isnan(told_s) else min(max(0.0, told_s), WAIT_S_MAX)
+
+
+def throttled_wait_s(told_s: float, throttles: int, *, dice: float) -> float:
+    """Seconds until a throttled task is tried again, if it was throttled `throttles` times, this one included.
+
+    As long as the callee told, and a little longer, by `dice` from 0 to 1, so that not all that it told at once come
+    back at once. One who keeps telling short waits is asked less and less often, once a minute in the end: each
+    attempt leaves a record.
+    """
+    over = max(0, throttles - EXACT_THROTTLES)
+    least_s = min(2.0 ** min(over - 1, 10), THROTTLED_WAIT_S_MAX) if over else 0.0
+    waits_s = max(told_s, least_s)
+    return waits_s + dice * min(max(JITTER_SHARE * waits_s, JITTER_S_MIN), JITTER_S_MAX)
+
+
+def spent_throttles(failure: Failure, ledger: Ledger, after_s: float, throttled_for_s: float) -> Failure | None:
+    """The failure that ends a task which would wait longer for callees that throttle it than it may."""
+    if ledger.throttled_s + after_s <= throttled_for_s:
+        return None
+    message = (
+        f"{failure.message}; throttled {ledger.throttles + 1} times, it has waited {ledger.throttled_s:.1f} s and would"
+        f" wait {after_s:.1f} s more, its limit is {throttled_for_s:g} s in all (throttled_for_s)"
+    )
+    return Failure(
+        kind=FailureKind.EXHAUSTED, message=message, error=failure.error, path=failure.path, attempts=ledger.used + 1
+    )
 
 
 _RETRYING = Retrying()

@@ -226,11 +226,7 @@ def _refusal(
         return Status.EXPIRED, ledger.last_failure
     if attempt.delivery.delivered > 1 or attempt.is_wake or attempt.task.keep_until is not None:
         # Its result, or what it rests on, may have been recorded and expired; running it could do it twice.
-        is_workflow = attempt.is_wake or attempt.task.keep_until is not None
-        stored_at = attempt.delivery.stored_at
-        keep_until = (
-            attempt.keep_until(host.settings) if is_workflow else stored_at + attempt.result_ttl_s(host.settings)
-        )
+        stored_at, keep_until = attempt.delivery.stored_at, attempt.runs_until(host.settings)
         if now > keep_until:
             message = f"handed out {now - stored_at:.0f} s after it was stored, its records are kept for"
             message += f" {keep_until - stored_at:.0f} s"

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from contracts.control import BreakerChange
-from contracts.errors import ContractError
 from contracts.event import EventKind
 from contracts.subjects import check_breaker_name, key_breaker
 from mesh.bus import control
@@ -24,12 +23,13 @@ from mesh.errors import (
     BreakerOpen,
     BusUnavailable,
     Overloaded,
-    Permanent,
     PublishRejected,
     PublishUnconfirmed,
     SequenceConflict,
+    TaskUnfinished,
 )
 from mesh.fibers import serving
+from mesh.resilience import classify
 from mesh.resilience.breaker import Breaker, LeaseDue, Pass, Refused, Rules, State
 from mesh.runtime.controls import Controls
 from mesh.telemetry.metrics import BreakerMetrics, Metrics
@@ -97,10 +97,13 @@ class Breakers:
     # Calls.
 
     @asynccontextmanager
-    async def guard(self, name: str, run: Guarded, *, has_timed_out: Callable[[], bool]) -> AsyncIterator[None]:
+    async def guard(
+        self, name: str, run: Guarded, rules: classify.Rules, *, has_timed_out: Callable[[], bool]
+    ) -> AsyncIterator[None]:
         """Let the block through if the breaker does, and count what it comes to.
 
-        A block that is cancelled counts as failed where its time ran out, and else tells nothing.
+        What another attempt may mend is a failure of what was called, by the capability's `rules` for exceptions. A
+        block that is cancelled counts as failed where its time ran out, and else tells nothing.
 
         Raises:
             BreakerOpen: it does not; the block was not entered.
@@ -116,7 +119,7 @@ class Breakers:
             is_failure = True if has_timed_out() else None
             raise
         except Exception as error:
-            is_failure = _tells(error)
+            is_failure = _tells(error, rules)
             raise
         finally:
             self._ended(kept, call, run, is_failure=is_failure)
@@ -320,12 +323,15 @@ class Breakers:
             callback()
 
 
-def _tells(error: Exception) -> bool | None:
+def _tells(error: Exception, rules: classify.Rules) -> bool | None:
     """Whether an exception speaks of a failure of what was called; None where it says nothing of it."""
     if isinstance(error, ExceptionGroup):
-        told = [_tells(inner) for inner in error.exceptions]
+        told = [_tells(inner, rules) for inner in error.exceptions]
         return True if True in told else (None if None in told else False)
     if isinstance(error, (BreakerOpen, Overloaded)):
         return None
-    # What cannot succeed was answered.
-    return not isinstance(error, (Permanent, ContractError))
+    if isinstance(error, TaskUnfinished):
+        return True
+    meaning = classify.classify(error, rules, now=time.time())
+    # What cannot succeed was answered, and who says when to come back is well.
+    return None if meaning.is_throttled else not meaning.is_final

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -22,19 +23,9 @@ from mesh.capability import Capability
 from mesh.context import BlockingContext, Context
 from mesh.digest import digest
 from mesh.endings import Escalate, Handoff
-from mesh.errors import (
-    BreakerOpen,
-    BusUnavailable,
-    HandoffLoop,
-    NonDeterminism,
-    Overloaded,
-    Permanent,
-    PublishRejected,
-    Rejected,
-    TaskUnfinished,
-    Transient,
-)
-from mesh.resilience.retry import Ledger, wait_s
+from mesh.errors import BreakerOpen, BusUnavailable, Overloaded, Transient
+from mesh.resilience.classify import Meaning, Rules, classify
+from mesh.resilience.retry import Ledger, spent_throttles, throttled_wait_s, wait_s
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.verdict import Answer, HandBack, Park, Retry, Verdict
 from mesh.workflow.closing import CLOSING, closing_of, conclude, value_to_close
@@ -50,17 +41,6 @@ BREAKER_AGAIN_S = 0.5
 """How long a task that met an open breaker is kept from its queue, which nobody serves meanwhile."""
 UNDO_SHARE = 2
 """Undoing may use as many attempts again as the task itself."""
-
-_KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (
-    (NonDeterminism, FailureKind.NON_DETERMINISM),
-    (HandoffLoop, FailureKind.LOOP),
-    (Rejected, FailureKind.REJECTED),
-    (Permanent, FailureKind.PERMANENT),
-    # What a child came to is on record: no attempt will find it otherwise.
-    (TaskUnfinished, FailureKind.PERMANENT),
-    (ContractError, FailureKind.CONTRACT),
-    (PublishRejected, FailureKind.CONTRACT),
-)
 
 
 class Handling:
@@ -95,6 +75,8 @@ class Handling:
         context = attempt.context = self._context(is_unwinding=False)
         attempt.payload_class = capability.class_of(self._argument)
         attempt.started_at = time.time()
+        if attempt.number == 1:
+            self.host.retries.attempted(time.monotonic())
         verdict: Verdict
         try:
             async with self._scope() as attempt.scope:
@@ -132,9 +114,13 @@ class Handling:
         except Exception as error:  # a compensation's errors become values, too
             if self._is_overtaken():
                 return self._hand_over()
-            failure = failed(FailureKind.TRANSIENT, error)
+            meaning = classify(error, self._capability.rules, now=time.time())
+            failure = failed(FailureKind.TRANSIENT, error, meaning.told)
             log.warning("%s: undoing failed: %s", attempt.identity, failure.message, exc_info=error)
+            retry = self._throttled(failure, meaning.after_s) if meaning.is_throttled else None
             used, limit = self._ledger.used + 1, UNDO_SHARE * self._capability.limits.attempts
+            if isinstance(retry, Retry):
+                return retry
             if used < limit:
                 return Retry(failure, wait_s(self._capability.limits.wait, used))
             return self.give_up_undoing(outcome, failure)
@@ -180,15 +166,16 @@ class Handling:
     def _failed(self, raised: Exception) -> Verdict:
         """What an exception means for the task."""
         attempt = self.attempt
-        error = _decisive(raised)
-        after_s: float | None = None
+        error, meaning = _decisive(raised, self._capability.rules)
         if attempt.scope is not None and attempt.scope.expired() and isinstance(raised, TimeoutError):
             if attempt.is_cancelled:
                 return answer(self.host, attempt, status=Status.CANCELLED)
             if self._is_past_deadline():
                 return answer(self.host, attempt, status=Status.EXPIRED)
             message = f"no result within {self._capability.limits.timeout_s:g} s"
-            failure = Failure(kind=FailureKind.TRANSIENT, error="TimeoutError", message=message)
+            failure = Failure(kind=meaning.kind, error="TimeoutError", message=message)
+            if meaning.is_final:
+                return answer(self.host, attempt, failure=failure)
         elif isinstance(error, Overloaded):
             # Backpressure is no failure of the task: it comes again when there may be room.
             return HandBack("overloaded", delay_s=error.retry_after_s, is_recorded=True)
@@ -196,32 +183,48 @@ class Handling:
             if error.breaker:
                 self.host.breakers.hold(self._capability.name, error.breaker)
             return HandBack("breaker open", delay_s=min(BREAKER_AGAIN_S, error.retry_after_s), is_recorded=True)
-        elif (kind := next((kind for type_, kind in _KINDS if isinstance(error, type_)), None)) is not None:
-            return answer(self.host, attempt, failure=failed(kind, error))
+        elif meaning.is_final:
+            return answer(self.host, attempt, failure=failed(meaning.kind, error, meaning.told))
         else:
-            failure = failed(FailureKind.TRANSIENT, error)
-            after_s = error.after_s if isinstance(error, Transient) else None
+            failure = failed(FailureKind.TRANSIENT, error, meaning.told)
         if not self._is_parked() and not self._is_overtaken():
             log.warning(
                 "%s attempt %d failed: %s: %s", attempt.identity, attempt.number, failure.error, failure.message,
-                exc_info=None if isinstance(error, (Transient, TimeoutError)) else raised,
+                exc_info=None if isinstance(error, (Transient, TimeoutError)) or meaning.told else raised,
             )  # fmt: skip
-        return self._after_failure(failure, after_s)
-
-    def _after_failure(self, failure: Failure, after_s: float | None) -> Verdict:
-        attempt = self.attempt
         if attempt.guarded.failed_probe:
             # It was let through to try whether the others may go.
             return HandBack("probe failed", is_recorded=True)
+        if meaning.is_throttled:
+            return self._throttled(failure, meaning.after_s)
+        return self._after_failure(failure, meaning.after_s)
+
+    def _after_failure(self, failure: Failure, after_s: float | None) -> Verdict:
+        attempt = self.attempt
         used, limits = self._ledger.used + 1, self._capability.limits
         if used >= limits.attempts:
             last = msgspec.structs.replace(failure, kind=FailureKind.EXHAUSTED, attempts=used)
             return answer(self.host, attempt, failure=last)
         pause_s = wait_s(limits.wait, used) if after_s is None else max(0.0, after_s)
-        deadline = attempt.task.deadline
-        if deadline is not None and time.time() + pause_s >= deadline:
+        if self._ends_within(pause_s):
             return answer(self.host, attempt, status=Status.EXPIRED, failure=failure)
         return Retry(failure, pause_s)
+
+    def _throttled(self, failure: Failure, after_s: float | None) -> Verdict:
+        """Another attempt when the callee says, unless the task has waited too long for its callees."""
+        ledger, limits = self._ledger, self._capability.limits
+        told_s = wait_s(limits.wait, ledger.throttles + 1) if after_s is None else max(0.0, after_s)
+        dice = random.random()  # noqa: S311  # spreads load, hides nothing
+        pause_s = throttled_wait_s(told_s, ledger.throttles + 1, dice=dice)
+        if (spent := spent_throttles(failure, ledger, pause_s, limits.throttled_for_s)) is not None:
+            return answer(self.host, self.attempt, failure=spent)
+        if self._ends_within(pause_s):
+            return answer(self.host, self.attempt, status=Status.EXPIRED, failure=failure)
+        return Retry(failure, pause_s, is_throttled=True)
+
+    def _ends_within(self, pause_s: float) -> bool:
+        deadline = self.attempt.task.deadline
+        return deadline is not None and time.time() + pause_s >= deadline
 
     # The run's context and its time.
 
@@ -242,7 +245,7 @@ class Handling:
             "traceparent": attempt.delivery.headers.get(names.TRACEPARENT, ""),
             "me": attempt.me,
             "emit_part": emit_part,
-            "guard": lambda name: host.breakers.guard(name, attempt.guarded, has_timed_out=self._has_timed_out),
+            "guard": self._guard,
             "limits": host.services.limiter,
             "stop_clock": self._clock_stopped,
         }
@@ -285,6 +288,10 @@ class Handling:
     def _is_past_deadline(self) -> bool:
         deadline = self.attempt.task.deadline
         return deadline is not None and time.time() >= deadline - 0.001
+
+    def _guard(self, name: str) -> contextlib.AbstractAsyncContextManager[None]:
+        run, rules = self.attempt.guarded, self._capability.rules
+        return self.host.breakers.guard(name, run, rules, has_timed_out=self._has_timed_out)
 
     def _has_timed_out(self) -> bool:
         scope = self.attempt.scope
@@ -386,19 +393,24 @@ def answer(
     )
 
 
-def failed(kind: FailureKind, error: Exception) -> Failure:
-    """An exception as data."""
+def failed(kind: FailureKind, error: Exception, told: str = "") -> Failure:
+    """An exception as data, in the words of `told` if there are any."""
     path = error.path if isinstance(error, ContractError) else ""
-    return Failure(kind=kind, error=type(error).__name__, message=str(error)[:2_000] or type(error).__name__, path=path)
+    message = (told or str(error))[:2_000] or type(error).__name__
+    return Failure(kind=kind, error=type(error).__name__, message=message, path=path)
 
 
-def _decisive(error: Exception) -> Exception:
-    """The error that decides, of those a group holds: one that no attempt can mend before any other."""
+def _decisive(error: Exception, rules: Rules) -> tuple[Exception, Meaning]:
+    """The error that decides, of those a group holds, and what it means.
+
+    One that no attempt can mend goes before any other, then one that says when to come back.
+    """
     if not isinstance(error, ExceptionGroup):
-        return error
-    leaves = [_decisive(inner) for inner in error.exceptions]
-    final = tuple(type_ for type_, _ in _KINDS)
-    return next((leaf for leaf in leaves if isinstance(leaf, final) and not isinstance(leaf, Overloaded)), leaves[0])
+        return error, classify(error, rules, now=time.time())
+    leaves = [_decisive(inner, rules) for inner in error.exceptions]
+    finals = (leaf for leaf in leaves if leaf[1].is_final and not isinstance(leaf[0], Overloaded))
+    timed = (leaf for leaf in leaves if leaf[1].is_throttled or isinstance(leaf[0], Overloaded))
+    return next(finals, None) or next(timed, leaves[0])
 
 
 async def _in_thread(capability: Capability[Any, Any, Any], argument: Any, context: BlockingContext) -> Any:

@@ -21,6 +21,7 @@ from mesh.bus.replies import ApiError
 from mesh.capability import Capability
 from mesh.context import BlockingContext, Context
 from mesh.errors import BusUnavailable, PublishUnconfirmed
+from mesh.resilience.budget import RetryBudget
 from mesh.runtime.breakers import Breakers, Guarded
 from mesh.runtime.controls import Controls
 from mesh.runtime.heartbeat import Heartbeat
@@ -80,6 +81,11 @@ class Attempt:
     def held_s(self) -> float:
         """How long it held a slot since it was started, in seconds."""
         return self.flow.held_s if self.flow is not None else time.time() - self.started_at
+
+    def runs_until(self, settings: Settings) -> float:
+        """Until when the task may still be run: what it rests on may have expired after that."""
+        is_workflow = self.is_wake or self.task.keep_until is not None
+        return self.keep_until(settings) if is_workflow else self.delivery.stored_at + self.result_ttl_s(settings)
 
     def keep_until(self, settings: Settings) -> float:
         """Until when the records of the task's workflow are kept, as Unix seconds."""
@@ -153,6 +159,7 @@ class Host:
     waiting: OrderedDict[Identity, Attempt] = field(default_factory=OrderedDict)
     """Those of `running` that wait and hold no slot, the longest wait first."""
     is_draining: bool = False
+    retries: RetryBudget = field(init=False)
     running: dict[Identity, Attempt] = field(default_factory=dict)
     trusted_above: int = NOTHING_TRUSTED
     """First deliveries of guarded messages stored after this sequence need no look for a record."""
@@ -162,6 +169,9 @@ class Host:
     _elsewhere_until: float = 0.0
     _finished: OrderedDict[Identity, Streamed] = field(default_factory=OrderedDict)
     _parts_kept: int = 0
+
+    def __post_init__(self) -> None:
+        self.retries = RetryBudget(self.settings.retry_share)
 
     def waits(self, attempt: Attempt, is_waiting: bool) -> None:
         """Take note that a running task begins or ends to wait. Those that wait longest park when there are many."""

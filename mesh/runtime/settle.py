@@ -1,6 +1,7 @@
 """Tell the stream what an attempt came to. Effect first, then settle: result, sends, dead letter, then ack."""
 
 import logging
+import math
 import time
 from typing import assert_never
 
@@ -29,6 +30,8 @@ from mesh.workflow.parking import Wait, next_due
 log = logging.getLogger("mesh.runtime")
 
 RECORD_OVERHEAD_BYTES = 4_096
+DELAY_SHARE = 0.5
+"""Of the time that is left to run a task, what the peer's retry budget may take."""
 
 
 async def settle(host: Host, attempt: Attempt, verdict: Verdict) -> None:
@@ -38,8 +41,8 @@ async def settle(host: Host, attempt: Attempt, verdict: Verdict) -> None:
             await _answer(host, attempt, outcome)
         case Answered(stored):
             await _finish_found(host, attempt, stored)
-        case Retry(failure, after_s):
-            await _retry(host, attempt, failure, after_s)
+        case Retry():
+            await _retry(host, attempt, verdict)
         case HandBack(reason, delay_s, is_recorded):
             await _hand_back(host, attempt, reason, delay_s, is_recorded=is_recorded)
         case Park(waits):
@@ -177,13 +180,28 @@ async def keep_parked(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> 
     attempt.metrics.parks.inc()
 
 
-async def _retry(host: Host, attempt: Attempt, failure: Failure, after_s: float) -> None:
-    now = time.time()
-    end = AttemptEnded(how=Ended.FAILED, peer=host.peer, at=now, retry_at=now + after_s, failure=failure)
+async def _retry(host: Host, attempt: Attempt, retry: Retry) -> None:
+    now, delay_s = time.time(), 0.0
+    if not retry.is_throttled:
+        limits = (attempt.runs_until(host.settings), attempt.task.deadline or math.inf)
+        # A delay must not be what ends a task.
+        most_s = max(0.0, DELAY_SHARE * (min(limits) - now - retry.after_s))
+        delay_s = min(host.retries.take(time.monotonic()), most_s)
+    retry_at = now + retry.after_s + delay_s
+    end = AttemptEnded(
+        how=Ended.HANDED_BACK if retry.is_throttled else Ended.FAILED,
+        peer=host.peer,
+        at=now,
+        retry_at=retry_at,
+        failure=retry.failure,
+        is_throttled=retry.is_throttled,
+    )
     await _record_ended(host, attempt, end)
-    attempt.metrics.retries.inc()
-    await host.tell(EventKind.RETRIED, attempt.identity, failure.message)
-    await _return(host, attempt, delay_s=max(0.0, end.at + after_s - time.time()))
+    metrics = attempt.metrics
+    (metrics.throttled if retry.is_throttled else metrics.retries).inc()
+    metrics.retries_delayed.inc(delay_s > 0)
+    await host.tell(EventKind.RETRIED, attempt.identity, retry.failure.message)
+    await _return(host, attempt, delay_s=max(0.0, retry_at - time.time()))
 
 
 async def _hand_back(

@@ -23,10 +23,14 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The attempt failed and another may be made: record it, and hand the task back for a while."""
+    """The attempt failed and another may be made: record it, and hand the task back for a while.
+
+    One that was throttled does not count, and is not in the peer's retry budget.
+    """
 
     failure: Failure
     after_s: float
+    is_throttled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

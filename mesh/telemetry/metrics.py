@@ -32,6 +32,8 @@ class CapabilityMetrics:
         self.commit_s = metrics.commit_s.labels(capability)
         self.redeliveries = metrics.redeliveries.labels(capability)
         self.retries = metrics.retries.labels(capability)
+        self.retries_delayed = metrics.retries_delayed.labels(capability)
+        self.throttled = metrics.throttled.labels(capability)
         self.revived = metrics.revived.labels(capability)
         self.parks = metrics.parks.labels(capability)
         self.wakes = metrics.wakes.labels(capability)
@@ -133,6 +135,18 @@ class Metrics:
         )
         self.retries = Counter(
             "mesh_retries", "Failed attempts that will be tried again.", ("capability",), registry=self.registry
+        )
+        self.retries_delayed = Counter(
+            "mesh_retries_delayed",
+            "Retries put off because the peer made its share of them.",
+            ("capability",),
+            registry=self.registry,
+        )
+        self.throttled = Counter(
+            "mesh_throttled",
+            "Attempts that ended because a callee said: not now.",
+            ("capability",),
+            registry=self.registry,
         )
         self.handed_back = Counter(
             "mesh_handed_back",

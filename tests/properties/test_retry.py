@@ -4,12 +4,25 @@ from dataclasses import replace
 from enum import Enum, auto
 from random import Random
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
-from tenacity.wait import wait_exponential, wait_fixed
+from tenacity import RetryCallState
+from tenacity.wait import wait_base, wait_exponential, wait_fixed
 
+from contracts import wire
 from contracts.outcome import AttemptEnded, Ended, Failure, FailureKind
-from mesh.resilience.retry import DEFAULT_WAIT, Ledger, spent_attempts, wait_s
+from mesh.resilience.retry import (
+    DEFAULT_WAIT,
+    EXACT_THROTTLES,
+    THROTTLED_WAIT_S_MAX,
+    WAIT_S_MAX,
+    Ledger,
+    spent_attempts,
+    spent_throttles,
+    throttled_wait_s,
+    wait_s,
+)
 
 
 class End(Enum):
@@ -17,9 +30,16 @@ class End(Enum):
 
     FAILED = auto()
     HANDED_BACK = auto()
+    THROTTLED = auto()
     CRASHED = auto()
 
 
+CLEAN = (End.HANDED_BACK, End.THROTTLED)
+TOLD = (End.FAILED, End.THROTTLED)
+THROTTLED_S = 7.0
+
+
+NOT_NOW = Failure(kind=FailureKind.TRANSIENT, message="not now", error="Throttled")
 histories = st.lists(st.sampled_from(End), max_size=12)
 limits = st.integers(1, 8)
 
@@ -35,10 +55,11 @@ def recorded(history: list[End], *, attempts: int = 3) -> Ledger:
                 how=Ended.FAILED if end is End.FAILED else Ended.HANDED_BACK,
                 peer="p",
                 at=number,
-                retry_at=number + 0.5 if end is End.FAILED else None,
+                retry_at={End.FAILED: number + 0.5, End.THROTTLED: number + THROTTLED_S}.get(end),
                 failure=Failure(kind=FailureKind.TRANSIENT, message=f"failure {number}", error="LookupError")
-                if end is End.FAILED
+                if end in TOLD
                 else None,
+                is_throttled=end is End.THROTTLED,
             ),
         )
         for number, end in enumerate(history, 1)
@@ -53,13 +74,15 @@ def test_failures_and_crashes_count_and_clean_hand_backs_never(history: list[End
 
     assert ledger.failures == history.count(End.FAILED)
     assert ledger.crashes == history.count(End.CRASHED)
-    assert ledger.used == len(history) - history.count(End.HANDED_BACK)
+    assert ledger.used == len(history) - sum(end in CLEAN for end in history)
 
 
-@given(histories, limits, st.data())
-def test_a_clean_hand_back_anywhere_changes_no_decision(history: list[End], attempts: int, data: st.DataObject) -> None:
+@given(histories, limits, st.sampled_from(CLEAN), st.data())
+def test_a_clean_hand_back_anywhere_changes_no_decision(
+    history: list[End], attempts: int, clean: End, data: st.DataObject
+) -> None:
     place = data.draw(st.integers(0, len(history)))
-    longer = [*history[:place], End.HANDED_BACK, *history[place:]]
+    longer = [*history[:place], clean, *history[place:]]
 
     before, after = recorded(history, attempts=attempts), recorded(longer, attempts=attempts)
 
@@ -121,12 +144,59 @@ def test_the_order_in_which_ends_are_read_does_not_matter(history: list[End], ra
 @given(histories)
 def test_the_last_failure_is_told_and_its_retry_waited_for(history: list[End]) -> None:
     ledger = recorded(history)
-    failed = [number for number, end in enumerate(history, 1) if end is End.FAILED]
+    told = [number for number, end in enumerate(history, 1) if end in TOLD]
+    due = [number + (0.5 if history[number - 1] is End.FAILED else THROTTLED_S) for number in told]
 
-    assert (ledger.last_failure.message if ledger.last_failure else None) == (
-        f"failure {failed[-1]}" if failed else None
-    )
-    assert ledger.retry_at == (failed[-1] + 0.5 if failed else 0.0)
+    assert (ledger.last_failure.message if ledger.last_failure else None) == (f"failure {told[-1]}" if told else None)
+    assert ledger.retry_at == max(due, default=0.0)
+
+
+@given(histories, st.floats(0, 100), st.floats(0, 100))
+def test_a_task_is_throttled_for_no_longer_than_its_limit(history: list[End], after_s: float, limit_s: float) -> None:
+    ledger = recorded(history)
+    waited_s = history.count(End.THROTTLED) * THROTTLED_S
+
+    spent = spent_throttles(NOT_NOW, ledger, after_s, limit_s)
+
+    assert ledger.throttled_s == waited_s
+    assert (spent is None) == (waited_s + after_s <= limit_s)
+    if spent is not None:
+        assert spent.kind is FailureKind.EXHAUSTED
+        assert spent.message.startswith(
+            f"not now; throttled {ledger.throttles + 1} times, it has waited {waited_s:.1f} s"
+        )
+
+
+@given(st.floats(0, 1e5), st.integers(1, 10_000), st.floats(0, 1))
+def test_a_throttled_task_waits_as_long_as_it_was_told_and_little_longer(
+    told_s: float, throttles: int, dice: float
+) -> None:
+    waits_s = throttled_wait_s(told_s, throttles, dice=dice)
+
+    assert waits_s >= told_s
+    if throttles <= EXACT_THROTTLES:
+        assert waits_s <= told_s + max(0.1, min(0.1 * told_s, 30.0))
+
+
+@given(st.floats(0, 60), st.floats(1, 1e4))
+def test_a_callee_that_keeps_telling_short_waits_is_asked_ever_more_seldom(told_s: float, limit_s: float) -> None:
+    waited_s, throttles = 0.0, 0
+    while waited_s <= limit_s:
+        throttles += 1
+        waited_s += throttled_wait_s(told_s, throttles, dice=0.0)
+
+    assert throttles <= EXACT_THROTTLES + 8 + limit_s / THROTTLED_WAIT_S_MAX
+
+
+def test_an_older_reader_takes_a_throttled_attempt_for_a_clean_hand_back() -> None:
+    end = AttemptEnded(how=Ended.HANDED_BACK, peer="p", at=1.0, retry_at=9.0, failure=NOT_NOW, is_throttled=True)
+
+    known = msgspec.json.decode(wire.encode(end))
+    del known["is_throttled"]
+    read = msgspec.convert(known, AttemptEnded)
+
+    assert (read.how, read.retry_at) == (Ended.HANDED_BACK, 9.0)
+    assert Ledger(ended=((1, read),)).used == 0
 
 
 def test_a_dead_letter_of_a_crash_names_the_crashes_and_the_last_failure() -> None:
@@ -151,3 +221,12 @@ def test_the_usual_wait_is_bounded_whatever_the_attempt(failed: int) -> None:
 def test_waits_are_tenacitys_counted_from_the_first_failure(failed: int) -> None:
     assert wait_s(wait_fixed(3), failed) == 3.0
     assert wait_s(wait_exponential(multiplier=0.5), failed) == 0.5 * 2 ** (failed - 1)
+
+
+@given(st.floats(), st.integers(1, 10))
+def test_whatever_a_strategy_says_the_wait_is_a_time_of_at_most_thirty_days(said: float, failed: int) -> None:
+    class Says(wait_base):
+        def __call__(self, retry_state: RetryCallState) -> float:
+            return said
+
+    assert 0 <= wait_s(Says(), failed) <= WAIT_S_MAX

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 from faststream import Depends
-from tenacity.wait import wait_none
+from tenacity.wait import wait_exponential, wait_fixed, wait_none
 
 from contracts.subjects import Identity
 from mesh.agent import Agent
@@ -200,6 +200,23 @@ def test_a_name_that_is_no_capability_is_refused(name: str) -> None:
         ({"timeout_s": float("nan")}, "timeout_s is nan, outside"),
         ({"timeout_s": 31 * 86_400.0}, "timeout_s is 2.6784e.06, outside"),
         ({"attempts": 0}, "attempts is 0, outside 1 to 1000"),
+        ({"attempts": 2.5}, "attempts is 2.5; it must be a whole number"),
+        ({"attempts": "3"}, "attempts is '3'; it must be a number"),
+        ({"attempts": True}, "attempts is True; it must be a number"),
+        ({"wait": 3}, "wait is 3; it must be one of tenacity's wait strategies"),
+        ({"wait": wait_fixed(-1)}, "wait says -1 s after failure 1, outside 0 to"),
+        ({"wait": wait_fixed(float("nan"))}, "wait says nan s after failure 1, outside 0 to"),
+        ({"wait": lambda: 3}, "wait cannot tell how long to wait after failure 1: "),
+        (
+            {"wait": wait_exponential(multiplier=1e6, max=1e9), "attempts": 8},
+            "wait says 1.28e.08 s after failure 8, outside 0 to 2.592e.06 s .30 days.",
+        ),
+        ({"throttled_for_s": -1}, "throttled_for_s is -1, outside 0 to"),
+        ({"queue_max": 0}, "queue_max is 0, outside 1 to"),
+        ({"queue_max": 1.5}, "queue_max is 1.5; it must be a whole number"),
+        ({"permanent": ValueError}, "permanent is .* must be a tuple of exception types"),
+        ({"transient": ("ValueError",)}, "transient is .* must be a tuple of exception types"),
+        ({"permanent": (OSError,), "transient": (OSError,)}, "permanent and transient both name OSError"),
         ({"result_ttl_s": 0.5}, "result_ttl_s is 0.5, outside"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -11,16 +12,18 @@ import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent as LLMAgent
 from pydantic_ai import FunctionToolset, ModelRetry, RunContext, UsageLimits
+from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.toolsets import DynamicToolset
 
 from contracts.errors import ContractError
 from contracts.outcome import Spent
 from contracts.subjects import Identity, check_step_name
-from mesh import Context, Permanent, Transient
+from mesh import Context, Permanent, Throttled, Transient
 from mesh.errors import SetupError
 from mesh.ext.pydantic_ai import Durable, model_from_settings
 from mesh.ext.pydantic_ai.naming import conversation
+from mesh.resilience.classify import classify
 from mesh.settings import LLMSettings
 from mesh.testing import eventually
 from mesh.testing.llm import Call, LLMServer, Reply, State, llm_server
@@ -361,6 +364,32 @@ async def test_what_may_heal_is_tried_again_when_the_endpoint_says(endpoint: LLM
 
     assert caught.value.after_s == 7
     assert [request.state for request in endpoint.bill().requests] == [State.REFUSED]
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after_s", "is_throttled"),
+    [(429, 7, True), (429, 0.25, True), (429, None, True), (503, 7, True), (503, None, False), (500, 7, False)],
+)
+async def test_an_endpoint_that_says_not_now_throttles(
+    endpoint: LLMServer, status: int, retry_after_s: float | None, is_throttled: bool
+) -> None:
+    endpoint.trouble(status, retry_after_s=retry_after_s)
+
+    with pytest.raises(Transient) as caught:
+        await Durable(researcher(endpoint, "calls-1")).run("hi", context())
+
+    assert isinstance(caught.value, Throttled) == is_throttled
+    assert caught.value.after_s == retry_after_s
+
+
+async def test_an_llm_that_runs_without_durable_is_throttled_too(endpoint: LLMServer) -> None:
+    endpoint.trouble(429, retry_after_s=7)
+
+    with pytest.raises(ModelHTTPError) as caught:
+        await researcher(endpoint, "calls-1").run("hi")
+    found = classify(caught.value, now=time.time())
+
+    assert (found.is_throttled, found.after_s) == (True, 7)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])

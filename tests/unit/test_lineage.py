@@ -253,6 +253,21 @@ def test_a_failed_attempt_is_told_with_the_time_of_the_next(records: Records) ->
     assert ": busy" in words(leaf)
 
 
+def test_a_throttled_attempt_is_told_with_the_time_that_its_callee_said(records: Records) -> None:
+    records.task(ROOT)
+    failure = Failure(kind=FailureKind.TRANSIENT, message="429 Too Many Requests")
+    end = AttemptEnded(
+        how=Ended.HANDED_BACK, peer="p1", at=NOW - 5, retry_at=NOW + 30, failure=failure, is_throttled=True
+    )
+    records.step(ROOT, "~~ended-1", end)
+
+    (leaf,) = records.tree().root.leaves
+
+    assert leaf.mark is Mark.THROTTLED
+    assert words(leaf).startswith("attempt 1 was throttled on p1, again ")
+    assert ": 429 Too Many Requests" in words(leaf)
+
+
 def test_an_attempt_without_an_end_was_lost_unless_it_is_the_last_one(records: Records) -> None:
     records.task(ROOT)
     records.step(ROOT, "~~began-2", AttemptBegan(peer="p2", at=NOW - 50))

@@ -50,7 +50,8 @@ class Durable(Generic[D, O]):
         says `{"step": False}`.
 
         Raises:
-            Transient: the endpoint cannot be reached, is overloaded or broken; tried again later.
+            Throttled: the endpoint takes no more requests now; tried again when it says.
+            Transient: the endpoint cannot be reached or is broken; tried again later.
             Permanent: it refuses the request, the model does not come to an answer of the LLM's type, a limit of
                 usage is reached, or the LLM is set up in a way that cannot work.
             ContractError: a response or a tool's result is too large to be recorded.

@@ -1,5 +1,6 @@
 """pydantic-ai's errors as the mesh's: what another attempt may heal, and what none will."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -15,9 +16,10 @@ from pydantic_ai.exceptions import (
 )
 from pydantic_ai.models import Model
 
-from mesh.errors import Permanent, TaskError, Transient
+from mesh.errors import Permanent, TaskError, Throttled, Transient
+from mesh.resilience.classify import THROTTLING, THROTTLING_IF_TIMED, retry_after_s
 
-TRY_AGAIN: Final = frozenset({408, 409, 423, 425, 429})
+TRY_AGAIN: Final = frozenset({408, 409, 423, 425})
 """Statuses below 500 that another attempt may not meet again."""
 
 
@@ -26,7 +28,8 @@ def translated(llm: Agent[Any, Any]) -> Iterator[None]:
     """Raise what an LLM's run raises as `Transient` or `Permanent`, with its model and endpoint named.
 
     Raises:
-        Transient: the endpoint cannot be reached, is overloaded or broken.
+        Throttled: the endpoint takes no more requests now (429), or says when it is there again (503).
+        Transient: the endpoint cannot be reached or is broken.
         Permanent: it refuses the request, the model gives no valid answer, or a limit of usage is reached.
     """
     try:
@@ -46,8 +49,13 @@ def _translate(error: AgentRunError, llm: Agent[Any, Any]) -> TaskError:
     where = f"model {error.model_name} at {_where(llm)}"
     if isinstance(error, ModelHTTPError):
         message = f"{where} answered {error.status_code}: {error.body}"
-        if error.status_code >= 500 or error.status_code in TRY_AGAIN:
-            return Transient(message, after_s=error.retry_after)
+        after_s = retry_after_s(error.headers, now=time.time())
+        after_s = error.retry_after if after_s is None else after_s
+        status = error.status_code
+        if status in THROTTLING or (status in THROTTLING_IF_TIMED and after_s is not None):
+            return Throttled(message, after_s=after_s)
+        if status >= 500 or status in TRY_AGAIN:
+            return Transient(message, after_s=after_s)
         return Permanent(message)
     if isinstance(error, ModelRequestRejectedError):
         return Permanent(f"{where} refused the request: {error}")
