@@ -30,6 +30,10 @@ children can have, and `<prefix>.*.<capability>.<key>.*` covers the line. Its ow
 
     <prefix>.line.<capability>.<key>           how far the line has come
     <prefix>.place.<capability>.<key>.<digest> the place in it of an idempotency key
+
+What is too large for a message is kept in chunks, in a stream of their own:
+
+    <prefix>.object.<capability>.<id>.<name>.<n>  a part of an object of a task
 """
 
 import base64
@@ -154,6 +158,12 @@ def check_step_name(name: str) -> str:
     return name
 
 
+def check_object_name(name: str) -> str:
+    """`name` itself, if an object may have it: one token, at most 128 bytes."""
+    _check_token("object name", name, STEP_BYTES_MAX)
+    return name
+
+
 def is_legal_id(task_id: str) -> bool:
     """Whether the id is one token a user may choose, followed by a position and by `~` tokens the mesh made."""
     if _ID.fullmatch(task_id) is None:
@@ -232,6 +242,7 @@ class Subjects:
         self.control_stream = f"KV_{self.control_bucket}"
         self.timer_stream = f"{self.stream}_TIMERS"
         self.line_stream = f"{self.stream}_LINES"
+        self.object_stream = f"{self.stream}_OBJECTS"
 
     # One task's subjects.
 
@@ -398,6 +409,16 @@ class Subjects:
     @property
     def lines_stored(self) -> list[str]:
         return [f"{self._head}{word}.>" for word in ("line", "place")]
+
+    # Objects.
+
+    def chunk(self, task: Identity, name: str, number: int) -> str:
+        """A part of an object of the task; parts are numbered from 0."""
+        return f"{self._head}object.{task.capability}.{task.id}.{name}.{number}"
+
+    @property
+    def objects_stored(self) -> list[str]:
+        return [f"{self._head}object.>"]
 
     # Control records: keys of a key-value bucket, echoed as `<prefix>.control.<key>`.
 

@@ -20,6 +20,7 @@ from contracts.card import AgentCard, Beat, Described
 from contracts.control import Cancel, PartsKept, PartsWanted, Pause, Runs, WhoRuns
 from contracts.event import Event
 from contracts.line import LineMark, LinePlace
+from contracts.objects import KeptPayload
 from contracts.outcome import AttemptBegan, AttemptEnded, Failure, Outcome
 from contracts.subjects import LANES, Identity, Line, Subjects
 from contracts.task import Task
@@ -49,6 +50,7 @@ RECORDS: Final[tuple[type[Any], ...]] = (
     Described,
     Event,
     Failure,
+    KeptPayload,
     LineMark,
     LinePlace,
     Outcome,
@@ -114,7 +116,7 @@ def asyncapi(hosted: Sequence[Hosted], settings: Settings) -> Schema:
     settings = settings.model_copy(update={"nats_url": settings.nats_url or NOWHERE})
     peer = Peer(*hosted, settings=settings)
     agents = [agent for agent, _ in hosted]
-    version = agents[0].version if len(agents) == 1 else str(wire.FORMAT)
+    version = agents[0].version if len(agents) == 1 else str(wire.PLAIN)
     generated = json.loads(
         AsyncAPI(
             peer.broker,

@@ -66,8 +66,8 @@ class Ensured:
     tolerated: tuple[Difference, ...] = ()
 
 
-def streams(settings: Settings) -> tuple[Spec, Spec, Spec, Spec]:
-    """The streams of a mesh: tasks and records, control records, timers, lines."""
+def streams(settings: Settings) -> tuple[Spec, Spec, Spec, Spec, Spec]:
+    """The streams of a mesh: tasks and records, control records, timers, lines, objects."""
     subjects = settings.subjects
     source, destination = subjects.result_echo
     control_source, control_destination = subjects.control_echo
@@ -140,7 +140,24 @@ def streams(settings: Settings) -> tuple[Spec, Spec, Spec, Spec]:
             "num_replicas": settings.replicas,
         },
     )
-    return mesh, control, timers, lines
+    objects = Spec(
+        "stream",
+        subjects.object_stream,
+        subjects.object_stream,
+        {
+            "subjects": subjects.objects_stored,
+            "retention": "limits",
+            "storage": "file",
+            "max_msgs_per_subject": 1,
+            # A chunk may be overwritten: to be kept for longer, or to go. Nothing old makes room for it.
+            "discard": "new",
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+            "max_bytes": settings.objects_bytes_max,
+            "num_replicas": settings.replicas,
+        },
+    )
+    return mesh, control, timers, lines, objects
 
 
 def timekeeper(settings: Settings) -> Spec:
