@@ -11,6 +11,8 @@ DEAD: Final = "Mesh-Dead"
 """Why a dead letter is dead, a `contracts.outcome.Failure` as compact JSON."""
 PARKED: Final = "Mesh-Parked"
 """When the task of a park record was stored at first, as Unix seconds."""
+OBJECT: Final = "Mesh-Object"
+"""`1` where the body is no payload but a `contracts.objects.KeptPayload`: the payload is kept as an object."""
 CONTENT_TYPE: Final = "Content-Type"
 """`application/json` when absent."""
 

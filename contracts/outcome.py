@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from contracts.objects import Kept
 from contracts.task import Confidence, Task
 from contracts.wire import Record
 
@@ -77,6 +78,9 @@ class Send(Struct, frozen=True, kw_only=True, omit_defaults=True):
     payload: Annotated[msgspec.Raw, Meta(description="What it asks with.")]
     task: Annotated[Task, Meta(description="Its envelope.")]
     traceparent: Annotated[str, Meta(description="W3C Trace Context.")] = ""
+    payload_at: Annotated[Kept | None, Meta(description="Where the payload is, if it is too large to stand here.")] = (
+        None
+    )
 
 
 class Outcome(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -86,6 +90,7 @@ class Outcome(Record, frozen=True, kw_only=True, omit_defaults=True):
     value: Annotated[msgspec.Raw | msgspec.UnsetType, Meta(description="What the handler returned, when `done`.")] = (
         msgspec.UNSET
     )
+    value_at: Annotated[Kept | None, Meta(description="Where the value is, if it is too large to stand here.")] = None
     failure: Annotated[Failure | None, Meta(description="Why there is no value.")] = None
     sends: Annotated[tuple[Send, ...], Meta(description="Tasks that this outcome sends on.")] = ()
     decided_by: Annotated[DecidedBy | None, Meta(description="Who produced the value.")] = None

@@ -35,6 +35,10 @@ So has what the whole mesh shares under a limit:
 
     <prefix>.limit.seats|rate.<resource>       who holds seats of it, how full its buckets are
     <prefix>.limited.seats|rate.<resource>     the server's echo of that
+
+What is too large for a message is kept in chunks, in a stream of their own:
+
+    <prefix>.object.<capability>.<id>.<name>.<n>  a part of an object of a task
 """
 
 import base64
@@ -53,7 +57,6 @@ CHILD_ID_BYTES_MAX: Final = 3_000
 CAPABILITY_LENGTH_MAX: Final = 63
 STEP_BYTES_MAX: Final = 128
 PREFIX_LENGTH_MAX: Final = 63
-RESOURCE_LENGTH_MAX: Final = 63
 LimitKind = Literal["seats", "rate"]
 LANES: Final = ("urgent", "bulk", "canary", "shadow")
 AGAIN: Final = "again"
@@ -156,17 +159,13 @@ def check_step_name(name: str) -> str:
 
 
 def check_resource(name: str) -> str:
-    """`name` itself, if it may name a resource with a limit.
+    """`name` itself, if it may name a resource with a limit: letters, digits, '-' and '_', at most 63 characters."""
+    return _check_name("resource", name)
 
-    Raises:
-        ContractError: it is empty, too long, or has a character outside letters, digits, `-`, `_`.
-    """
-    if not isinstance(name, str) or not _CAPABILITY.fullmatch(name):
-        raise ContractError(
-            f"resource {_shown(name)} must be letters, digits, '-' and '_', and begin with a letter or digit"
-        )
-    if len(name) > RESOURCE_LENGTH_MAX:
-        raise ContractError(f"resource of {len(name)} characters exceeds {RESOURCE_LENGTH_MAX}")
+
+def check_object_name(name: str) -> str:
+    """`name` itself, if an object may have it: one token, at most 128 bytes."""
+    _check_token("object name", name, STEP_BYTES_MAX)
     return name
 
 
@@ -249,6 +248,7 @@ class Subjects:
         self.timer_stream = f"{self.stream}_TIMERS"
         self.line_stream = f"{self.stream}_LINES"
         self.limit_stream = f"{self.stream}_LIMITS"
+        self.object_stream = f"{self.stream}_OBJECTS"
 
     # One task's subjects.
 
@@ -438,6 +438,16 @@ class Subjects:
         """What of a resource a limit's record tells, and the resource."""
         what, _, resource = subject.removeprefix(f"{self._head}limit.").partition(".")
         return what, resource
+
+    # Objects.
+
+    def chunk(self, task: Identity, name: str, number: int) -> str:
+        """A part of an object of the task; parts are numbered from 0."""
+        return f"{self._head}object.{task.capability}.{task.id}.{name}.{number}"
+
+    @property
+    def objects_stored(self) -> list[str]:
+        return [f"{self._head}object.>"]
 
     # Control records: keys of a key-value bucket, echoed as `<prefix>.control.<key>`.
 

@@ -16,8 +16,10 @@ import msgspec
 
 from contracts.errors import ContractError, NewerFormat
 
-FORMAT: Final = 1
-"""The newest record format this code reads and the one it writes."""
+FORMAT: Final = 2
+"""The newest record format this code reads."""
+PLAIN: Final = 1
+"""The format that is written, but for what refers to an object in the place of a payload or value: that is of 2."""
 
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
@@ -34,7 +36,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     # A factory, so that `omit_defaults` never leaves the version out.
     v: Annotated[int, msgspec.Meta(description="Version of the record's format.")] = msgspec.field(
-        default_factory=lambda: FORMAT
+        default_factory=lambda: PLAIN
     )
 
     def __post_init__(self) -> None:

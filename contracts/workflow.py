@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from contracts.objects import Kept
 from contracts.outcome import Failure, Outcome, Spent
 from contracts.task import Confidence, UnixSeconds
 from contracts.wire import Record
@@ -15,6 +16,7 @@ class Step(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A recorded step: what it returned, or why it failed for good."""
 
     value: Annotated[msgspec.Raw | msgspec.UnsetType, Meta(description="What it returned.")] = msgspec.UNSET
+    value_at: Annotated[Kept | None, Meta(description="Where that is, if it is too large to stand here.")] = None
     failure: Annotated[Failure | None, Meta(description="Why it failed for good.")] = None
     digest: Annotated[str, Meta(description="Digest of its arguments; empty where there were none.")] = ""
     spent: Annotated[Spent | None, Meta(description="What it used up.")] = None
@@ -41,6 +43,7 @@ class HandoffTo(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     capability: Annotated[str, Meta(description="What is asked for instead.")]
     payload: Annotated[msgspec.Raw, Meta(description="What it is asked with.")]
+    payload_at: Annotated[Kept | None, Meta(description="Where that is, if it is too large to stand here.")] = None
     carry: Annotated[Any, Meta(description="What goes along.")] = None
     reason: Annotated[str, Meta(description="Why.")] = ""
     confidence: Annotated[Confidence | None, Meta(description="How sure the one that hands it over is.")] = None

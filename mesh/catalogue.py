@@ -21,6 +21,7 @@ from contracts.control import BreakerChange, Cancel, PartsKept, PartsWanted, Pau
 from contracts.event import Event
 from contracts.limit import Limit, Rate, Seats
 from contracts.line import LineMark, LinePlace
+from contracts.objects import KeptPayload
 from contracts.outcome import AttemptBegan, AttemptEnded, Failure, Outcome
 from contracts.subjects import LANES, Identity, LimitKind, Line, Subjects
 from contracts.task import Task
@@ -51,6 +52,7 @@ RECORDS: Final[tuple[type[Any], ...]] = (
     Described,
     Event,
     Failure,
+    KeptPayload,
     Limit,
     LineMark,
     LinePlace,
@@ -120,7 +122,7 @@ def asyncapi(hosted: Sequence[Hosted], settings: Settings) -> Schema:
     settings = settings.model_copy(update={"nats_url": settings.nats_url or NOWHERE})
     peer = Peer(*hosted, settings=settings)
     agents = [agent for agent, _ in hosted]
-    version = agents[0].version if len(agents) == 1 else str(wire.FORMAT)
+    version = agents[0].version if len(agents) == 1 else str(wire.PLAIN)
     generated = json.loads(
         AsyncAPI(
             peer.broker,

@@ -30,6 +30,7 @@ from mesh.bus import control
 from mesh.bus.commit import read_outcome, read_result, stored_type
 from mesh.bus.connection import Bus
 from mesh.bus.echoes import Echoes, Expectation
+from mesh.bus.outsized import whole_outcome
 from mesh.bus.parks import wake_tree
 from mesh.bus.places import Places
 from mesh.bus.records import Stored
@@ -81,13 +82,20 @@ class Handle(Generic[O]):
             TaskFailed, TaskCancelled, TaskExpired: it came to none; each carries the outcome.
             DeadlineExceeded: it is not done within `within_s` seconds; it goes on.
             ContractError: the recorded value is not of the type asked for.
+            ObjectGone: a large value is not kept any more.
         """
         stored = await self._record(within_s)
-        return value_of(self.task, read_outcome(stored), stored_type(stored), self._returns)
+        outcome = await self._whole(read_outcome(stored), within_s)
+        return value_of(self.task, outcome, stored_type(stored), self._returns)
 
     async def outcome(self, *, within_s: float | None = None) -> Outcome:
-        """The whole result record, whatever the task came to."""
-        return read_outcome(await self._record(within_s))
+        """The whole result record, whatever the task came to, with its value also where that is kept beside it.
+
+        Raises:
+            DeadlineExceeded: the task is not done within `within_s` seconds; it goes on.
+            ObjectGone: a large value is not kept any more.
+        """
+        return await self._whole(read_outcome(await self._record(within_s)), within_s)
 
     def stream(self) -> AsyncIterator[Part | Restarted | Missed]:
         """Parts as the handler emits them, ending when the result is recorded.
@@ -104,6 +112,18 @@ class Handle(Generic[O]):
     async def cancel(self, *, reason: str = "") -> None:
         """Cancel the task and everything below it. Safe to repeat; a finished task stays as it is."""
         await self._mesh.cancel(self.task.capability, self.task.id, reason=reason)
+
+    async def _whole(self, outcome: Outcome, within_s: float | None) -> Outcome:
+        if outcome.value_at is None:
+            return outcome
+        try:
+            async with asyncio.timeout(within_s) as limit:
+                return await whole_outcome(self._mesh.bus, self.task, outcome)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            told = f"{self.task} is done, its value of {outcome.value_at.bytes} bytes is not read within {within_s:g} s"
+            raise DeadlineExceeded(told) from None
 
     async def _record(self, within_s: float | None) -> Stored:
         if within_s is None:

@@ -11,6 +11,7 @@
     │ │ ├ Overloaded            too full for new tasks; `retry_after_s`
     │ │ └ IdempotencyConflict   the key stands for another payload
     │ ├ PublishUnconfirmed      may have happened                             → repeat it as it is
+    │ ├ ObjectGone              a large payload or value is not kept any more
     │ └ TopologyDrift           a stream or consumer is not as this version needs it
     ├ TaskError                 what handlers raise
     │ ├ Transient(after_s)      tried again, up to the capability's attempts
@@ -48,6 +49,7 @@ __all__ = [
     "MeshError",
     "NobodyAnswered",
     "NonDeterminism",
+    "ObjectGone",
     "Overloaded",
     "Permanent",
     "PublishRejected",
@@ -114,6 +116,10 @@ class IdempotencyConflict(PublishRejected):
 
 class PublishUnconfirmed(BusError):
     """No answer came: it may be stored. Repeating it as it is stores it once."""
+
+
+class ObjectGone(BusError):
+    """A payload or value that was kept beside its record is not there any more, or is damaged: asking again is vain."""
 
 
 class TopologyDrift(BusError):

@@ -26,12 +26,13 @@ from contracts.workflow import Answer, Proposal, Signal, Verdict
 from mesh.bus import control, topology
 from mesh.bus.commit import read_outcome, stored_type
 from mesh.bus.connection import Bus
+from mesh.bus.objects import get, kept_payload, payload_place
 from mesh.bus.parks import parked_since
 from mesh.bus.records import Stored, read_many
 from mesh.bus.steps import read_step, signal_name
 from mesh.client import Mesh
 from mesh.endings import HUMAN
-from mesh.errors import SignalRefused
+from mesh.errors import ObjectGone, SignalRefused
 from mesh.lineage import number_of
 from mesh.verbs import ANSWER
 from mesh.workflow.inbox import unanswered
@@ -162,8 +163,18 @@ async def _read(bus: Bus, ids: Sequence[str]) -> list[Question]:
     )
     envelopes = {task: _envelope(stored) for task, (stored, _) in standing.items()}
     moot = await _moot(bus, envelopes)
+    proposals = {task: await _proposal(bus, task, stored) for task, (stored, _) in standing.items()}
     return [
-        _question(task, stored, envelopes[task], is_parked=is_parked, limit=limit, answer=answer, moot=moot[task])
+        _question(
+            task,
+            stored,
+            proposals[task],
+            envelopes[task],
+            is_parked=is_parked,
+            limit=limit,
+            answer=answer,
+            moot=moot[task],
+        )
         for (task, (stored, is_parked)), limit, answer in zip(standing.items(), steps[::2], steps[1::2], strict=True)
     ]
 
@@ -179,9 +190,20 @@ async def _moot(bus: Bus, envelopes: Mapping[Identity, Task]) -> dict[Identity, 
     return {task: told[task] or (f"{askers[task]} is over" if task in over else "") for task in above}
 
 
+async def _proposal(bus: Bus, task: Identity, stored: Stored) -> Proposal:
+    """What is proposed, also where it is too large for the task's message."""
+    try:
+        kept = kept_payload(stored.headers, stored.data, task)
+        payload = stored.data if kept is None else await get(bus, payload_place(task, kept), kept)
+        return wire.decode(Proposal, payload or b"null", stored_type(stored))
+    except (ContractError, ObjectGone) as error:
+        return Proposal(reason=f"this is no proposal: {error}")
+
+
 def _question(
     task: Identity,
     stored: Stored,
+    proposal: Proposal,
     envelope: Task,
     *,
     is_parked: bool,
@@ -189,10 +211,6 @@ def _question(
     answer: Stored | None,
     moot: str,
 ) -> Question:
-    try:
-        proposal = wire.decode(Proposal, stored.data or b"null", stored_type(stored))
-    except ContractError as error:
-        proposal = Proposal(reason=f"this is no proposal: {error}")
     due, then = None if limit is None else number_of(limit), str(proposal.at_deadline)
     if envelope.deadline is not None and (due is None or envelope.deadline < due):
         due, then = envelope.deadline, EXPIRE

@@ -44,7 +44,16 @@ class Settings(BaseSettings):
     inbox_max: int = Field(default=1_000, ge=1, description="Proposals that may wait for people.")
     hops_max: int = Field(default=8, ge=1, description="Handoffs in a row.")
     dead_letter_ttl_s: float = Field(default=30 * 86_400.0, ge=1)
-    payload_bytes_max: int = Field(default=1_000_000, ge=1024, description="Of a payload or a value, encoded.")
+    payload_bytes_max: int = Field(default=32 * 2**20, ge=1024, description="Of a payload or a value, encoded.")
+    inline_bytes_max: int = Field(
+        default=128 * 1024, ge=1024, description="Payloads and values above it are kept as objects, beside the stream."
+    )
+    objects_bytes_max: int = Field(
+        default=2 * 2**30, ge=2**20, description="Limit of the stream of objects, when created here."
+    )
+    payload_ttl_s: float = Field(
+        default=30 * 86_400.0, ge=1, description="How long a payload that is kept as an object may wait for its end."
+    )
     grace_s: float = Field(default=20.0, ge=0, description="How long a draining peer lets running tasks finish.")
     bids: bool = Field(default=True, description="Bid by expected delay. Off: whoever is free takes what comes next.")
     beat_s: float = Field(default=2.0, gt=0, description="Interval of presence beats.")

@@ -41,7 +41,7 @@ from contracts.workflow import Answer, AtDeadline, Proposal, Step, Verdict
 from mesh import payload as payloads
 from mesh.digest import digest
 from mesh.endings import HUMAN, Decision, Escalate, Handoff
-from mesh.errors import DuplicateStep, MeshError, NobodyAnswered, NonDeterminism, Permanent
+from mesh.errors import DuplicateStep, MeshError, NobodyAnswered, NonDeterminism, ObjectGone, Permanent
 from mesh.payload import ANYTHING, Shape, shape_of
 from mesh.reference import Reference
 from mesh.results import Mapped, value_of
@@ -542,8 +542,12 @@ class Verbs(TaskContext):
         return type(self)(asked.identity, asked.send.task, answers=self._book.answers)
 
     async def _ask_many(self, asked: list[Asked[Any]]) -> list[Answered | None]:
-        """Results of children that are there already."""
+        """Results of children that are there already; a large value is not among them, see `_whole`."""
         return [None] * len(asked)
+
+    async def _whole(self, asked: Asked[Any], answered: Answered) -> Answered:
+        """A child's result with its value, wherever that is kept."""
+        return answered
 
     async def _once(self, name: str, run: Callable[[], Coroutine[Any, Any, Step]]) -> Step:
         """A step's record, made by `run` if there is none."""
@@ -766,7 +770,7 @@ class Fan(Generic[O, L]):
                 if answered is None:
                     missing.append((index, asked))
                 else:
-                    yield _mapped(index, asked, answered)
+                    yield await self._taken(index, asked, answered)
         if not missing:
             return
         fibers = self._verbs.fibers
@@ -794,6 +798,12 @@ class Fan(Generic[O, L]):
         finally:
             for worker in workers:
                 worker.cancel()
+
+    async def _taken(self, index: int, asked: Asked[O], answered: Answered) -> Mapped[O]:
+        try:
+            return _mapped(index, asked, await self._verbs._whole(asked, answered))
+        except ObjectGone as error:
+            return Mapped(index, asked.identity, error=error)
 
     async def _one(self, index: int, asked: Asked[O]) -> Mapped[O]:
         try:

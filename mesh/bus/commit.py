@@ -14,6 +14,7 @@ from contracts import wire
 from contracts.outcome import Failure, Outcome
 from contracts.subjects import Identity
 from contracts.wire import ContentType
+from mesh.bus import objects
 from mesh.bus.connection import Bus, Headers
 from mesh.bus.pull import Delivery
 from mesh.bus.records import Stored, read, read_past
@@ -119,12 +120,12 @@ async def relay(bus: Bus, outcome: Outcome, *, as_type: ContentType) -> int:
     repeated = 0
     for send in outcome.sends:
         child = Identity(send.capability, send.id)
+        body, headers = bytes(send.payload), task_headers(send.task, as_type, send.traceparent)
+        if send.payload_at is not None:
+            body, marked = objects.reference(send.payload_at)
+            headers |= marked
         is_new = await create_once(
-            bus,
-            bus.subjects.task(child, send.task.priority.lane),
-            bytes(send.payload),
-            task_headers(send.task, as_type, send.traceparent),
-            within=guard(bus, child),
+            bus, bus.subjects.task(child, send.task.priority.lane), body, headers, within=guard(bus, child)
         )
         repeated += not is_new
     return repeated
@@ -135,7 +136,7 @@ async def bury(bus: Bus, task: Identity, delivery: Delivery, failure: Failure, *
     kept = {
         name: value
         for name, value in delivery.headers.items()
-        if name in (names.TASK, names.CONTENT_TYPE, names.TRACEPARENT, names.TRACESTATE)
+        if name in (names.TASK, names.OBJECT, names.CONTENT_TYPE, names.TRACEPARENT, names.TRACESTATE)
     }
     headers = {**kept, names.DEAD: wire.encode(failure).decode(), names.TTL: ttl(ttl_s)}
     subject = bus.subjects.dead_letter(task)

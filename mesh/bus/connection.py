@@ -32,6 +32,8 @@ HEADER_ROOM_BYTES = 64 * 1024
 """Payloads this close to the server's limit are measured with their headers."""
 REPLY_WITHIN_S = 5.0
 """How long an answer is waited for before the request counts as unconfirmed."""
+WINDOWS = 4
+"""How many large objects are on their way at once; see `mesh.bus.objects`."""
 
 Headers = dict[str, str]
 _pub_ack = msgspec.json.Decoder(PubAck)
@@ -50,6 +52,8 @@ class Bus:
         self.name = name
         self.nc: Client = None  # type: ignore[assignment]  # set by `open`; nothing else may be called before
         self.reconnects = 0
+        self.windows = asyncio.Semaphore(WINDOWS)
+        """Taken by whoever sends or reads a few chunks of an object at once."""
         self._connected = asyncio.Event()
         self._waiting: dict[str, tuple[asyncio.Future[Msg], float]] = {}
         self._tokens = map(_base36, itertools.count())
@@ -205,7 +209,10 @@ class Bus:
             SequenceConflict, StreamFull, PublishRejected: the stream refused it.
             PublishUnconfirmed: it may be stored.
         """
-        answer = await (await self.post(subject, data, headers))
+        return self.stored_at(subject, await (await self.post(subject, data, headers)))
+
+    def stored_at(self, subject: str, answer: Msg) -> int:
+        """The sequence in a stream's answer to a `post`; raises what `store` does."""
         if not answer.data:
             raise BusUnavailable(f"no stream takes {subject} now")
         ack = _pub_ack.decode(answer.data)

@@ -10,6 +10,9 @@ same subject later, never on the same sequence. Two rules rest on that.
 - A dead letter is removed by its sequence. A purge of its subject would also take a younger letter that came to
   stand there after the one that was looked at.
 
+- A large payload is kept as an object, which the letter refers to and which is kept as long. A redrive has a copy of
+  it, since the letter's goes with the letter.
+
 Listing and removing need an operator's rights: `DIRECT.GET` and `STREAM.MSG.DELETE` of the whole stream.
 """
 
@@ -19,14 +22,18 @@ from dataclasses import dataclass
 from contracts import headers as names
 from contracts import wire
 from contracts.errors import ContractError
+from contracts.objects import Kept
 from contracts.outcome import Failure, FailureKind
 from contracts.subjects import SESSION, Identity, child_id
 from contracts.task import Task
+from mesh.bus import objects
 from mesh.bus.commit import create_once
 from mesh.bus.connection import Bus, Headers
+from mesh.bus.parks import standing
 from mesh.bus.records import Stored, read, read_range
 from mesh.bus.replies import STREAM_NOT_FOUND, ApiError
 from mesh.bus.submit import guard
+from mesh.errors import ObjectGone
 
 _KEPT = (names.TASK, names.CONTENT_TYPE, names.TRACEPARENT, names.TRACESTATE)
 
@@ -41,6 +48,11 @@ class DeadLetter:
     failure: Failure
     payload: bytes
     headers: Headers
+
+    @property
+    def kept(self) -> Kept | None:
+        """Where its payload is kept, if `payload` is a reference."""
+        return objects.readable_payload(self.headers, self.payload, self.task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +116,18 @@ async def redrive(bus: Bus, letter: DeadLetter) -> Redriven:
     Raises:
         ContractError: the envelope is malformed or of a newer format, or the new id would be too long.
         PublishRejected: the server refuses the task for good.
+        ObjectGone: its payload was kept as an object, and is not any more; the letter stands.
+        StreamFull: its payload is kept as an object, for a copy of which there is no room.
         ApiError: the task is submitted, and the letter may not be removed by whoever asks.
     """
     child = Identity(letter.task.capability, child_id(letter.task.id, f"redrive-{letter.sequence}"))
     headers = {name: value for name, value in letter.headers.items() if name in _KEPT}
     headers[names.TASK] = _envelope(letter)
-    is_new = await create_once(bus, bus.subjects.task(child), letter.payload, headers, within=guard(bus, child))
+    kept = letter.kept
+    if kept is None:
+        is_new = await create_once(bus, bus.subjects.task(child), letter.payload, headers, within=guard(bus, child))
+    else:
+        is_new = await _redrive_object(bus, letter, kept, child, headers)
     await drop(bus, letter)
     return Redriven(child, is_new)
 
@@ -120,15 +138,38 @@ async def drop(bus: Bus, letter: DeadLetter) -> bool:
     Raises:
         ApiError: the server refuses, for want of rights.
     """
+    is_removed = True
     try:
         await bus.api(f"STREAM.MSG.DELETE.{bus.subjects.stream}", {"seq": letter.sequence, "no_erase": True})
     except ApiError:
         # One code covers a message that is gone and a deletion that failed.
-        standing = await read_dead_letter(bus, letter.task)
-        if standing is not None and standing.sequence == letter.sequence:
+        found = await read_dead_letter(bus, letter.task)
+        if found is not None and found.sequence == letter.sequence:
             raise
-        return False
-    return True
+        is_removed = False
+    if (kept := letter.kept) is not None:
+        await objects.remove(bus, objects.payload_place(letter.task, kept), kept)
+    return is_removed
+
+
+async def _redrive_object(bus: Bus, letter: DeadLetter, kept: Kept, child: Identity, headers: Headers) -> bool:
+    place = objects.payload_place(letter.task, kept)
+    try:
+        copied = await objects.copy(bus, kept, place, child, "payload", ttl_s=bus.settings.payload_ttl_s)
+    except ObjectGone:
+        if await standing(bus, child, bus.subjects.any_state(child)):
+            # Somebody else redrove it, and removed what the letter referred to.
+            return False
+        raise
+    body, marked = objects.reference(copied)
+    is_new = await create_once(bus, bus.subjects.task(child), body, {**headers, **marked}, within=guard(bus, child))
+    if not is_new:
+        found = await read(bus, bus.subjects.task(child))
+        own = None if found is None else objects.readable_payload(found.headers, found.data, child)
+        # What stands may be ours, published before without an answer.
+        if own is not None and own.name != copied.name:
+            await objects.remove(bus, child, copied)
+    return is_new
 
 
 def _envelope(letter: DeadLetter) -> str:

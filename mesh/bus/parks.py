@@ -29,7 +29,7 @@ from mesh.bus.pull import Delivery
 from mesh.bus.records import RETRY_S, Stored, read
 from mesh.errors import BusUnavailable, PublishUnconfirmed, SequenceConflict
 
-_KEPT = (names.CONTENT_TYPE, names.TRACEPARENT, names.TRACESTATE)
+_KEPT = (names.OBJECT, names.CONTENT_TYPE, names.TRACEPARENT, names.TRACESTATE)
 _NEVER = str(2**62)
 AGAIN_S_MAX = 2.0
 

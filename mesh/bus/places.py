@@ -28,17 +28,17 @@ from contracts import wire
 from contracts.errors import ContractError
 from contracts.line import LinePlace
 from contracts.outcome import Outcome
-from contracts.subjects import Kind, Line, consumer_name, in_line
+from contracts.subjects import Identity, Kind, Line, consumer_name, in_line
 from contracts.task import Order, Task
 from contracts.wire import ContentType
-from mesh.bus import topology
+from mesh.bus import objects, topology
 from mesh.bus.commit import stored_type, ttl
-from mesh.bus.connection import Bus
+from mesh.bus.connection import Bus, Headers
 from mesh.bus.lines import RESULT_S_MIN, mark_ttl_s, read_mark
 from mesh.bus.parks import standing
 from mesh.bus.records import Stored, read
-from mesh.bus.submit import FIRST_RETRY_S, RETRY_S_MAX, Receipt, Submitter, check_same, guard, task_headers
-from mesh.errors import BusUnavailable, PublishUnconfirmed, SequenceConflict
+from mesh.bus.submit import FIRST_RETRY_S, RETRY_S_MAX, Receipt, Sending, Submitter, check_same, guard, task_headers
+from mesh.errors import BusUnavailable, PublishRejected, PublishUnconfirmed, SequenceConflict
 
 KNOWN_FOR_S: Final = RESULT_S_MIN / 10
 LINES_MAX: Final = 10_000
@@ -71,6 +71,9 @@ class Wanted:
     payload: bytes
     task: Task
     as_type: ContentType
+    body: bytes
+    """The payload, or the reference to it."""
+    headers: Headers
 
 
 @dataclass(slots=True)
@@ -82,6 +85,8 @@ class Try:
     """The sequence of the place on record."""
     is_open: bool = False
     """It may be stored at the position."""
+    was_open: bool = False
+    """It may have been stored, there or before."""
     steps: int = 0
 
 
@@ -116,15 +121,39 @@ class Places:
             BusUnavailable: no server answered in time; it was not stored.
             PublishUnconfirmed: the last try got no answer; it may be stored.
         """
-        wanted, state, reason = Wanted(line, key, name, payload, task, as_type), Try(), "no answer"
+        if len(payload) <= objects.inline_max(self._bus):
+            wanted = Wanted(line, key, name, payload, task, as_type, payload, {})
+            return await self._submit(wanted, Try(), give_up_at=give_up_at)
+        # Its id is not known before it has a position.
+        place = Identity(line.capability, line.key)
+        kept = await self._submitter.keep(place, payload, as_type=as_type, give_up_at=give_up_at)
+        kept = msgspec.structs.replace(kept, line=line.key)
+        body, marked = objects.reference(kept)
+        wanted = Wanted(line, key, name, payload, objects.referring(task), as_type, body, marked)
+        state = Try()
+        try:
+            receipt = await self._submit(wanted, state, give_up_at=give_up_at)
+        except (PublishRejected, BusUnavailable):
+            if not state.was_open:
+                await objects.remove(self._bus, place, kept)
+            raise
+        sending = Sending(payload, body, kept=kept, maybe_stored=state.was_open)
+        if sending.is_unused(receipt.existing, receipt.task):
+            await objects.remove(self._bus, place, kept)
+        return receipt
+
+    async def _submit(self, wanted: Wanted, state: Try, *, give_up_at: float) -> Receipt:
+        line, reason = wanted.line, "no answer"
         wait_s = FIRST_RETRY_S
         try:
             async with asyncio.timeout(give_up_at - time.time()) as limit, self._end(line).lock:
                 while True:
                     try:
                         return await self._take(wanted, state)
-                    except (BusUnavailable, PublishUnconfirmed) as error:
+                    except BusUnavailable as error:
                         reason = str(error)
+                    except PublishUnconfirmed as error:
+                        state.was_open, reason = True, str(error)
                     await asyncio.sleep(wait_s)
                     wait_s = min(2 * wait_s, RETRY_S_MAX)
         except TimeoutError:
@@ -161,14 +190,14 @@ class Places:
         identity = wanted.line.at(state.position)
         order = Order(key=wanted.line.key, position=state.position, submitted_as=wanted.name)
         task = msgspec.structs.replace(wanted.task, order=order)
-        headers = {**task_headers(task, wanted.as_type), **guard(self._bus, identity)}
+        headers = {**task_headers(task, wanted.as_type), **wanted.headers, **guard(self._bus, identity)}
         if is_first:
             headers[names.EXPECTED_SUBJECT] = self._bus.subjects.any_position(wanted.line)
         lane = task.priority.lane
         subject, queue = self._bus.subjects.task(identity, lane), consumer_name(identity.capability, lane)
         was_open, state.is_open = state.is_open, True
         try:
-            return Receipt(identity, await self._submitter.store(subject, wanted.payload, headers, queue=queue))
+            return Receipt(identity, await self._submitter.store(subject, wanted.body, headers, queue=queue))
         except SequenceConflict:
             state.is_open = was_open
             return None

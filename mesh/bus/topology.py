@@ -70,7 +70,7 @@ class Ensured:
 
 
 def streams(settings: Settings) -> tuple[Spec, ...]:
-    """The streams of a mesh: tasks and records, control records, timers, lines, limits."""
+    """The streams of a mesh: tasks and records, control records, timers, lines, limits, objects."""
     subjects = settings.subjects
     source, destination = subjects.result_echo
     control_source, control_destination = subjects.control_echo
@@ -161,7 +161,24 @@ def streams(settings: Settings) -> tuple[Spec, ...]:
             "num_replicas": settings.replicas,
         },
     )
-    return mesh, control, timers, lines, limits
+    objects = Spec(
+        "stream",
+        subjects.object_stream,
+        subjects.object_stream,
+        {
+            "subjects": subjects.objects_stored,
+            "retention": "limits",
+            "storage": "file",
+            "max_msgs_per_subject": 1,
+            # A chunk may be overwritten: to be kept for longer, or to go. Nothing old makes room for it.
+            "discard": "new",
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+            "max_bytes": settings.objects_bytes_max,
+            "num_replicas": settings.replicas,
+        },
+    )
+    return mesh, control, timers, lines, limits, objects
 
 
 def timekeeper(settings: Settings) -> Spec:

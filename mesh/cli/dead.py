@@ -74,6 +74,9 @@ def show(capability: Capability, task_id: Id = None, as_json: AsJson = False) ->
     for name, value in letter.headers.items():
         if not name.startswith("Nats-") and name != "Mesh-Dead":
             print(f"  {name:<11} {value}")
+    if letter.kept is not None:
+        print(f"  payload     {letter.kept.bytes} bytes, kept as an object with digest {letter.kept.digest}")
+        return
     payload = letter.payload
     shown = payload[:SHOWN_BYTES].decode("utf-8", "replace")
     rest = f" … {len(payload) - SHOWN_BYTES} bytes more" if len(payload) > SHOWN_BYTES else ""
@@ -201,14 +204,16 @@ def _summary(letter: "DeadLetter") -> dict[str, Any]:
         "sequence": letter.sequence,
         "buried_at": letter.buried_at,
         "failure": msgspec.to_builtins(letter.failure),
-        "payload_bytes": len(letter.payload),
+        "payload_bytes": letter.kept.bytes if letter.kept is not None else len(letter.payload),
     }
 
 
 def _payload(letter: "DeadLetter") -> Any:
-    """The payload as JSON where it is JSON or MessagePack, else its text."""
+    """The payload as JSON where it is JSON or MessagePack, else its text; of a large one where it is kept."""
     from contracts import wire
 
+    if letter.kept is not None:
+        return {"kept": msgspec.to_builtins(letter.kept)}
     try:
         return wire.decode(Any, letter.payload, wire.content_type(letter.headers.get("Content-Type")))
     except ContractError:

@@ -221,6 +221,8 @@ def _facts(node: "Node", now: float) -> list[str]:
             found.append(f"by {decided.model}" if decided.model else "")
             found.append(f"decided by {decided.agent}" if decided.agent.startswith("human") else "")
     found.append(_used(node.spent, ""))
+    if outcome is not None and outcome.value_at is not None:
+        found.append(f"value of {outcome.value_at.bytes:,} bytes")
     if outcome is not None and outcome.reason:
         found.append(f'"{one_line(outcome.reason, 80)}"')
     return found

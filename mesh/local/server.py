@@ -19,7 +19,7 @@ from mesh.errors import SetupError
 
 START_WITHIN_S = 10.0
 STOP_WITHIN_S = 10.0
-STORE_BYTES_MAX = 8 * 2**30
+STORE_BYTES_MAX = 16 * 2**30
 
 _CONFIG = """\
 listen: "127.0.0.1:{port}"

@@ -24,6 +24,7 @@ from contracts.outcome import FailureKind
 from mesh.errors import (
     HandoffLoop,
     NonDeterminism,
+    ObjectGone,
     Permanent,
     PublishRejected,
     Rejected,
@@ -54,6 +55,7 @@ _OURS: Final[dict[type[BaseException], FailureKind]] = {
     # What a child came to is on record: no attempt will find it otherwise.
     TaskUnfinished: FailureKind.PERMANENT,
     ContractError: FailureKind.CONTRACT,
+    ObjectGone: FailureKind.TOO_OLD,
     PublishRejected: FailureKind.CONTRACT,
 }
 

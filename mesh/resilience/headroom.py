@@ -32,6 +32,10 @@ class Fill:
         by_bytes = self.bytes / self.bytes_max if self.bytes_max > 0 else 0.0
         return max(by_messages, by_bytes)
 
+    def has_room(self, size: int, *, full_at: float) -> bool:
+        """Whether so many bytes more leave the stream's reserve untouched."""
+        return self.bytes_max <= 0 or self.bytes + size <= full_at * self.bytes_max
+
     def full_from(self, full_at: float) -> float:
         """The first stream sequence at which the stream may be `full_at` full, if nothing were taken out meanwhile."""
         room = math.inf

@@ -5,6 +5,7 @@ attempts run out, is it cancelled, is it too late, is it its turn, does it break
 handler run. A task that has something to undo undoes it before it ends without a value, whatever ended it.
 """
 
+import asyncio
 import time
 from dataclasses import dataclass, replace
 
@@ -13,19 +14,22 @@ from contracts import wire
 from contracts.control import Runs, WhoRuns
 from contracts.errors import ContractError, NewerFormat
 from contracts.event import EventKind
+from contracts.objects import Kept
 from contracts.outcome import Failure, FailureKind, Outcome, Status
 from contracts.subjects import ID_BYTES_MAX, ancestry, in_line
 from contracts.task import Task
 from contracts.wire import ContentType
 from contracts.workflow import Closing
-from mesh.bus import control
+from mesh.bus import control, objects
 from mesh.bus.ledger import read_ledger, record_began
+from mesh.bus.objects import kept_payload
 from mesh.bus.parks import parked_since
 from mesh.bus.pull import Delivery
 from mesh.bus.records import read_many
 from mesh.bus.steps import write_step
+from mesh.errors import BusUnavailable, ObjectGone
 from mesh.resilience.retry import Ledger, spent_attempts
-from mesh.runtime.handling import UNDO_SHARE, Handling, answer, failed
+from mesh.runtime.handling import TIMEOUT_SLACK_S, UNDO_SHARE, Handling, answer, failed
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.turn import check_order, look_at_line, parks_for_turn
 from mesh.runtime.verdict import Answer, Answered, HandBack, Parked, Superseded, Verdict
@@ -36,6 +40,9 @@ WHO_RUNS_WITHIN_S = 0.3
 NO_ATTEMPTS = Ledger()
 NO_PARK_AGAIN_S = 1.0
 NO_PARK_TRIES = 10
+FETCH_S = 60.0
+FETCH_BYTES_PER_S = 64 * 1024
+"""A payload kept as an object that is slower to come, after a first minute, has the task handed back."""
 FAILED = "~~failed"
 """The step that says with what a task ends, once all that it did is undone."""
 
@@ -87,6 +94,7 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
                 f" {attempt.identity.id}: an id is one token of at most {ID_BYTES_MAX} bytes"
             )
         check_order(attempt)
+        kept = kept_payload(attempt.delivery.headers, attempt.delivery.payload, attempt.identity)
     except NewerFormat:
         raise
     except ContractError as error:
@@ -116,9 +124,17 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
         status, failure = refusal
         return answer(host, attempt, status=status, failure=failure)
     try:
-        argument = capability.input.decode(attempt.delivery.payload or b"null", as_type)
+        attempt.payload = attempt.delivery.payload if kept is None else await _fetched(host, attempt, kept)
+        argument = capability.input.decode(attempt.payload or b"null", as_type)
+    except ObjectGone as error:
+        return answer(host, attempt, failure=failed(FailureKind.TOO_OLD, error))
     except ContractError as error:
         return answer(host, attempt, failure=failed(FailureKind.CONTRACT, error))
+    if attempt.is_cancelled and refusal is None:
+        # While its payload was fetched there was no run to end.
+        refusal = Status.CANCELLED, None
+        if not history.has_saga:
+            return answer(host, attempt, status=Status.CANCELLED)
 
     handling = Handling(host, attempt, argument, as_type, ledger, is_first=is_first_look)
     is_on_record = attempt.number > 1 or attempt.is_wake or was_parked or capability.limits.attempts == 1
@@ -148,6 +164,20 @@ def envelope(delivery: Delivery) -> Task:
     """
     header = delivery.headers.get(names.TASK)
     return wire.decode(Task, header.encode()) if header is not None else Task()
+
+
+async def _fetched(host: Host, attempt: Attempt, kept: Kept) -> bytes:
+    """The task's payload, from where it is kept; read while the task is spoken for."""
+    fetch_s = FETCH_S + kept.bytes / FETCH_BYTES_PER_S
+    host.heartbeat.change(attempt.row, attempt.delivery, for_s=fetch_s)
+    try:
+        async with asyncio.timeout(fetch_s):
+            payload = await objects.get(host.bus, objects.payload_place(attempt.identity, kept), kept)
+    except TimeoutError:
+        raise BusUnavailable(f"the payload of {attempt.identity} does not come within {fetch_s:.0f} s") from None
+    for_s = attempt.capability.limits.timeout_s + TIMEOUT_SLACK_S
+    host.heartbeat.change(attempt.row, attempt.delivery, for_s=for_s)
+    return payload
 
 
 async def _known(host: Host, attempt: Attempt) -> Verdict | None:

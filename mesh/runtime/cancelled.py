@@ -22,10 +22,10 @@ from contracts.outcome import Outcome, Status
 from contracts.subjects import Identity, in_line
 from mesh.bus.commit import commit
 from mesh.bus.lines import wake_next
+from mesh.bus.objects import payload_digest
 from mesh.bus.parks import wake_tree
 from mesh.bus.records import read_many
 from mesh.capability import Capability
-from mesh.digest import digest
 from mesh.errors import PublishRejected
 from mesh.runtime.host import Host, own_ttl_s
 from mesh.runtime.turn import submitted_as
@@ -95,7 +95,7 @@ class Cancelled:
                 as_type = "application/json"
             outcome = Outcome(
                 status=Status.CANCELLED,
-                digest=digest(waiting.data),
+                digest=payload_digest(waiting.headers, waiting.data, task),
                 peer=host.peer,
                 attempt=0,
                 queue_s=max(0.0, time.time() - waiting.stored_at),

@@ -18,10 +18,11 @@ from contracts.errors import ContractError
 from contracts.outcome import Failure, FailureKind, Outcome, Status
 from contracts.wire import ContentType
 from contracts.workflow import Closing
+from mesh.bus.objects import payload_digest
+from mesh.bus.outsized import Taken, whole_closing
 from mesh.bus.steps import write_step
 from mesh.capability import Capability
 from mesh.context import BlockingContext, Context
-from mesh.digest import digest
 from mesh.endings import Escalate, Handoff
 from mesh.errors import BreakerOpen, BusUnavailable, Overloaded, Transient
 from mesh.resilience.classify import Meaning, Rules, classify
@@ -137,7 +138,7 @@ class Handling:
         return answer(self.host, self.attempt, outcome=outcome)
 
     async def _durably(self, context: DurableContext, closing: Closing | None) -> Verdict:
-        capability, payload = self._capability, self.attempt.delivery.payload
+        capability, payload, bus = self._capability, self.attempt.payload, self.host.bus
         if closing is None:
             ended = await capability.call(self._argument, context)
             value = value_to_close(capability, ended, context)
@@ -146,10 +147,16 @@ class Handling:
                 closing = closing_of(capability, ended, context, verdict.outcome, payload)
             if closing is None:
                 return verdict
-            closing = await write_step(
-                self.host.bus, context.identity, CLOSING, closing, ttl_s=context.ttl_s(), as_type=self.as_type
-            )
+            said, ttl_s, taken = closing, context.ttl_s(), Taken(bus, context.identity, self.as_type)
+            written = await taken.closing(said, ttl_s=ttl_s)
+            closing = await write_step(bus, context.identity, CLOSING, written, ttl_s=ttl_s, as_type=self.as_type)
+            if closing is written:
+                # What it sends is stored once, for this record and for the result's.
+                sends, v = written.outcome.sends, written.outcome.v
+                outcome = msgspec.structs.replace(said.outcome, sends=sends, v=v)
+                closing = msgspec.structs.replace(said, outcome=outcome)
         context.has_records = True
+        closing = await whole_closing(bus, context.identity, closing)
         outcome = await conclude(capability, closing, context, payload, hops_max=self.host.settings.hops_max)
         return answer(self.host, self.attempt, outcome=outcome)
 
@@ -268,7 +275,7 @@ class Handling:
             flow=attempt.flow,
             is_first=self._is_first and not is_unwinding,
             keep_until=attempt.keep_until(host.settings),
-            payload=attempt.delivery.payload,
+            payload=attempt.payload,
             steps=attempt.metrics.steps,
             is_unwinding=is_unwinding,
             **common,
@@ -381,7 +388,8 @@ def answer(
     return Answer(
         msgspec.structs.replace(
             outcome,
-            digest=attempt.task.digest or digest(attempt.delivery.payload),
+            digest=attempt.task.digest
+            or payload_digest(attempt.delivery.headers, attempt.delivery.payload, attempt.identity),
             peer=host.peer,
             attempt=attempt.number,
             parts=context.parts_emitted if context is not None else 0,

@@ -11,10 +11,12 @@ from typing import Any
 from contracts import wire
 from contracts.control import Runs, WhoRuns
 from contracts.event import Event, EventKind
+from contracts.objects import Kept
 from contracts.subjects import SESSION, Identity, in_line
 from contracts.task import Sender, Task
 from mesh.bus.connection import Bus
 from mesh.bus.lines import RESULT_S_MIN, Mark
+from mesh.bus.objects import readable_payload
 from mesh.bus.pull import Delivery
 from mesh.bus.records import RETRY_S
 from mesh.bus.replies import ApiError
@@ -60,6 +62,8 @@ class Attempt:
     illegal_id: str = ""
     is_wake: bool = False
     task: Task = field(default_factory=Task)
+    payload: bytes = b""
+    """What the task asks with, once its handler is to be run."""
     number: int = 1
     started_at: float = 0.0
     context: Context | BlockingContext | None = None
@@ -76,6 +80,11 @@ class Attempt:
     guarded: Guarded = field(default_factory=Guarded)
     mark: Mark | None = None
     """How far its line had come when it was looked at."""
+
+    @property
+    def kept(self) -> Kept | None:
+        """Where the payload is, if it does not travel in the task's message."""
+        return readable_payload(self.delivery.headers, self.delivery.payload, self.identity)
 
     @property
     def held_s(self) -> float:

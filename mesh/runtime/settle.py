@@ -18,6 +18,8 @@ from contracts.wire import ContentType
 from mesh.bus.commit import ack, bury, commit, nak, read_outcome, relay, stored_type
 from mesh.bus.ledger import record_ended
 from mesh.bus.lines import mark_ttl_s, pass_on
+from mesh.bus.objects import SLACK_S, keep_for, payload_place, remove
+from mesh.bus.outsized import Taken, referred
 from mesh.bus.parks import park, wake
 from mesh.bus.records import Stored, read_many
 from mesh.bus.timers import set_timer
@@ -64,24 +66,30 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
     except ContractError:
         as_type = "application/json"
     ttl_s = attempt.result_ttl_s(host.settings)
-    record = wire.encode(outcome, as_type)
-    room = host.bus.nc.max_payload - RECORD_OVERHEAD_BYTES
-    if len(record) > room:
-        outcome = _too_large(outcome, f"record of {len(record)} bytes, sends included, exceeds {room} bytes")
-        record = wire.encode(outcome, as_type)
 
     def held() -> None:
         host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
 
     began = time.perf_counter()
+    taken = Taken(host.bus, attempt.identity, as_type, held=held)
     try:
+        outcome = await taken.outcome(outcome, ttl_s=ttl_s)
+        record = wire.encode(outcome, as_type)
+        room = host.bus.nc.max_payload - RECORD_OVERHEAD_BYTES
+        if len(record) > room:
+            outcome = _too_large(outcome, f"record of {len(record)} bytes, sends included, exceeds {room} bytes")
+            record = wire.encode(outcome, as_type)
         found = await commit(host.bus, attempt.identity, record, ttl_s=ttl_s, as_type=as_type, held=held)
-    except PublishRejected as error:
-        outcome = _too_large(outcome, f"the server refuses the record: {error}")
+    except (PublishRejected, ContractError) as error:
+        refused = isinstance(error, PublishRejected)
+        outcome = _too_large(outcome, f"the server refuses the record: {error}" if refused else str(error))
         found = await commit(
             host.bus, attempt.identity, wire.encode(outcome, as_type), ttl_s=ttl_s, as_type=as_type, held=held
         )
-    metrics.commit_s.observe(time.perf_counter() - began)
+    took_s = time.perf_counter() - began
+    metrics.commit_s.observe(took_s)
+    if taken.kept:
+        await _keep_taken(host, taken, outcome, found, ttl_s=ttl_s, took_s=took_s)
     if found is not None:
         metrics.duplicates["commit"].inc()
         await _finish_found(host, attempt, found)
@@ -92,6 +100,23 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
         if outcome.status is Status.CANCELLED:
             await host.tell(EventKind.CANCELLED, attempt.identity)
         await _finish(host, attempt, outcome, as_type)
+
+
+async def _keep_taken(
+    host: Host, taken: Taken, outcome: Outcome, found: Stored | None, *, ttl_s: float, took_s: float
+) -> None:
+    """See to what was stored beside a record: that it goes if another record stands, or stays as long as this one."""
+    stands = outcome
+    if found is not None:
+        try:
+            stands = read_outcome(found)
+        except ContractError:
+            # It may refer to what a newer peer of ours stored: that goes by its time.
+            return
+    await taken.remove(but=referred(stands))
+    if took_s > SLACK_S / 2 and found is None and outcome.value_at is not None:
+        # The commit was held, and the record's time began after the object's.
+        await keep_for(host.bus, taken.task, outcome.value_at, ttl_s=ttl_s)
 
 
 async def _finish_found(host: Host, attempt: Attempt, found: Stored) -> None:
@@ -115,12 +140,18 @@ async def _finish(host: Host, attempt: Attempt, outcome: Outcome, as_type: Conte
         attempt.metrics.duplicates["submit"].inc(repeated)
     if outcome.status is Status.FAILED and outcome.failure is not None:
         ttl_s = host.settings.dead_letter_ttl_s
+        if (kept := attempt.kept) is not None:
+            host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
+            await keep_for(host.bus, payload_place(attempt.identity, kept), kept, ttl_s=ttl_s)
         if await bury(host.bus, attempt.identity, attempt.delivery, outcome.failure, ttl_s=ttl_s):
             attempt.metrics.dead_lettered(outcome.failure.kind)
             log.warning("%s is a dead letter: %s: %s", attempt.identity, outcome.failure.kind, outcome.failure.message)
             await host.tell(EventKind.DEAD_LETTERED, attempt.identity, outcome.failure.message)
     await _wake_parent(host, attempt)
     await _pass_on(host, attempt, is_early=outcome.is_early)
+    if outcome.status is not Status.FAILED and (kept := attempt.kept) is not None:
+        # Nobody asks for it any more. Of a failed task it is the dead letter's.
+        await remove(host.bus, payload_place(attempt.identity, kept), kept)
     await ack(host.bus, attempt.delivery)
 
 
@@ -172,6 +203,8 @@ async def keep_parked(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> 
     now, keep_until = time.time(), attempt.keep_until(host.settings)
     attempt.has_records = True
     if not attempt.is_wake:
+        if (kept := attempt.kept) is not None and keep_until > attempt.delivery.stored_at + host.settings.payload_ttl_s:
+            await keep_for(host.bus, payload_place(attempt.identity, kept), kept, ttl_s=keep_until - now)
         envelope = msgspec.structs.replace(attempt.task, keep_until=keep_until)
         await park(host.bus, attempt.identity, attempt.delivery, envelope, ttl_s=max(1.0, keep_until - now))
     limits = (attempt.task.deadline, keep_until)
@@ -237,6 +270,7 @@ def _too_large(outcome: Outcome, message: str) -> Outcome:
         outcome,
         status=Status.FAILED,
         value=msgspec.UNSET,
+        value_at=None,
         sends=(),
         failure=Failure(kind=FailureKind.TOO_LARGE, message=message, attempts=outcome.attempt),
     )

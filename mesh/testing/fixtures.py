@@ -20,6 +20,7 @@ from mesh.settings import Settings
 __all__ = ["mesh", "nats_server", "nats_url", "settings"]
 
 STREAM_BYTES_MAX = 64 * 2**20
+OBJECTS_BYTES_MAX = 64 * 2**20
 ACK_WAIT_S = 2.0
 SWEEP_S = 2.0
 BEAT_S = 0.5
@@ -64,6 +65,7 @@ def fresh_settings(nats_url: str) -> Settings:
         nats_url=nats_url,
         prefix=f"t{secrets.token_hex(6)}",
         stream_bytes_max=STREAM_BYTES_MAX,
+        objects_bytes_max=OBJECTS_BYTES_MAX,
         ack_wait_s=ACK_WAIT_S,
         sweep_s=SWEEP_S,
         beat_s=BEAT_S,

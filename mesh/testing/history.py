@@ -15,6 +15,7 @@ A submission that was attempted and not confirmed may have a result or none. A h
 once; its recorded effects (the result, its steps, and the tasks it sends) happen once.
 """
 
+import hashlib
 import os
 import signal
 import time
@@ -37,6 +38,8 @@ from mesh.bus.connection import Bus
 from mesh.bus.records import read_range
 
 SHOWN = 10
+TOLD_BYTES_MAX = 128 * 1024
+"""Of a value that an entry has as it is; larger ones are kept as objects."""
 LATE_S = 1.0
 """How long after it is due a timer may still stand."""
 UNDO = "~~undo-"
@@ -223,7 +226,7 @@ async def observe(bus: Bus, history: History) -> None:
                 task=str(identity),
                 sequence=stored.sequence,
                 status=outcome.status,
-                value=text(outcome.value),
+                value=text(outcome.value) if outcome.value_at is None else outcome.value_at.digest,
                 sends=tuple(str(Identity(send.capability, send.id)) for send in outcome.sends),
                 attempt=outcome.attempt,
                 peer=outcome.peer,
@@ -244,7 +247,7 @@ async def observe(bus: Bus, history: History) -> None:
                 task=str(address.identity),
                 sequence=stored.sequence,
                 status="failed" if step.failure is not None else "done",
-                value=text(step.value),
+                value=text(step.value) if step.value_at is None else step.value_at.digest,
                 attempt=step.attempt,
                 peer=step.peer,
                 detail=address.name,
@@ -282,8 +285,11 @@ def _root(task: str) -> str:
 
 
 def text(value: msgspec.Raw | msgspec.UnsetType) -> str:
-    """A recorded value as an entry has it."""
-    return "" if value is msgspec.UNSET else bytes(value).decode()
+    """A recorded value as an entry has it; a large one by its digest, as a reference to it tells."""
+    if value is msgspec.UNSET:
+        return ""
+    content = bytes(value)
+    return content.decode() if len(content) <= TOLD_BYTES_MAX else hashlib.sha256(content).hexdigest()
 
 
 _VIOLATIONS = ("lost", "unexpected", "repeated", "left", "undue", "missing", "broken")

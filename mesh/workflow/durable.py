@@ -22,6 +22,7 @@ from contracts.workflow import Signal, Step
 from mesh.bus.commit import read_outcome, stored_type
 from mesh.bus.connection import Bus
 from mesh.bus.echoes import Echoes
+from mesh.bus.outsized import Taken, whole_outcome, whole_step
 from mesh.bus.records import Stored, read_many
 from mesh.bus.steps import read_step, signal_name, write_step
 from mesh.bus.submit import Submitter
@@ -148,7 +149,7 @@ class DurableContext(Context):
                 (stored,) = await read_many(self._bus, [self._bus.subjects.result(asked.identity)])
                 if stored is not None:
                     self._steps["replayed"].inc()
-                    found = self._found(asked, stored)
+                    found = await self._whole(asked, self._found(asked, stored))
                     await self._went_on(is_failure=found.outcome.failure is not None)
                     return found
             if self._is_unwinding:
@@ -165,7 +166,11 @@ class DurableContext(Context):
                     stored = existing
                 else:
                     stored = await self._services.echoes.wait(expected)
-            return self._found(asked, stored)
+            found = self._found(asked, stored)
+            if found.outcome.value_at is None:
+                return found
+            with self._flow.arming():
+                return await self._whole(asked, found)
 
     async def _ask_many(self, asked: list[Asked[Any]]) -> list[Answered | None]:
         if self._is_first:
@@ -180,6 +185,8 @@ class DurableContext(Context):
         if not self._is_first:
             with self._flow.arming():
                 step = await read_step(self._bus, self.identity, name, Step)
+                if step is not None:
+                    step = await whole_step(self._bus, self.identity, step)
             if step is not None:
                 self._steps["replayed"].inc()
                 await self._went_on(is_failure=step.failure is not None)
@@ -193,11 +200,15 @@ class DurableContext(Context):
             if step.value is not msgspec.UNSET and len(bytes(step.value)) > limit:
                 raise ContractError(f"value of {len(bytes(step.value))} bytes of step {name!r} exceeds {limit} bytes")
             step = msgspec.structs.replace(step, peer=self._services.peer)
-            stands = await write_step(self._bus, self.identity, name, step, ttl_s=self.ttl_s())
+            ttl_s, taken = self.ttl_s(), Taken(self._bus, self.identity, "application/json")
+            written = await taken.step(step, ttl_s=ttl_s)
+            stands = await write_step(self._bus, self.identity, name, written, ttl_s=ttl_s)
+            if stands is not written:
+                await taken.remove(but=[] if stands.value_at is None else [stands.value_at])
         if (stands.peer, stands.at) != (step.peer, step.at):
             # One of both runs is a stalled owner's. Whichever it is, the other is ahead, and one is enough.
             await self._flow.overtaken()
-        return stands
+        return step if stands is written else await whole_step(self._bus, self.identity, stands)
 
     async def _until(self, due: float) -> None:
         wait_s = due - time.time()
@@ -294,6 +305,10 @@ class DurableContext(Context):
         if asked.is_named and outcome.digest and outcome.digest != asked.send.task.digest:
             raise self._changed(asked, f"asked then with payload digest {outcome.digest}")
         return Answered(outcome, stored_type(stored))
+
+    async def _whole(self, asked: Asked[Any], answered: Answered) -> Answered:
+        outcome = await whole_outcome(self._bus, asked.identity, answered.outcome)
+        return answered if outcome is answered.outcome else Answered(outcome, answered.as_type)
 
     def _changed(self, asked: Asked[Any], then: str) -> NonDeterminism:
         now = bytes(asked.send.payload)[:200].decode("utf-8", "replace")

@@ -65,6 +65,14 @@ class Block(msgspec.Struct, frozen=True):
     for_s: float
 
 
+class Bulk(msgspec.Struct, frozen=True):
+    """A task with a large payload that comes to a value of `size`, and sends others like it."""
+
+    padding: str
+    size: int
+    sends: int = 0
+
+
 def agent(history: History, dice: random.Random, release: Path) -> Agent:
     """The agent; its runs go to the history."""
     workload = Agent("workload", version="1")
@@ -90,6 +98,18 @@ def agent(history: History, dice: random.Random, release: Path) -> Agent:
         for _ in range(asked.sends):
             ctx.send("leaf", Leaf(token))
         return token
+
+    @workload.handles("bulk", concurrency=8, attempts=1_000, timeout_s=300, wait=wait_fixed(0.05))
+    async def bulk(asked: Bulk, ctx: Context) -> str:
+        ran(ctx)
+        for number in range(asked.sends):
+            ctx.send("bulk", Bulk(asked.padding, asked.size), name=f"n{number}")
+        return asked.padding[0] * asked.size
+
+    @workload.handles("spoil", concurrency=8)
+    async def spoil(asked: Bulk, ctx: Context) -> str:
+        ran(ctx)
+        raise Permanent("never")
 
     @workload.handles("hold", concurrency=4, attempts=3, timeout_s=300, wait=wait_fixed(0.05))
     async def hold(job: Job, ctx: Context) -> str:

@@ -131,13 +131,15 @@ async def test_an_illegal_capability_is_refused_before_anything_is_sent(mesh: Me
         await mesh.submit(capability, None)
 
 
-async def test_a_payload_over_the_limit_is_refused_with_both_sizes(mesh: Mesh) -> None:
-    with pytest.raises(ContractError, match="payload of 1000003 bytes exceeds 1000000 bytes"):
-        await mesh.submit("repeat", "x" * 1_000_001)
+async def test_a_payload_over_the_limit_is_refused_with_both_sizes(settings: Settings) -> None:
+    tight = settings.model_copy(update={"payload_bytes_max": 1_000_000})
+    async with Mesh.connect(settings=tight) as mesh:
+        with pytest.raises(ContractError, match="payload of 1000003 bytes exceeds 1000000 bytes"):
+            await mesh.submit("repeat", "x" * 1_000_001)
 
 
 async def test_a_value_over_the_limit_is_a_failure_with_both_sizes(mesh: Mesh, settings: Settings) -> None:
-    async with hosting(shop(), settings=settings):
+    async with hosting(shop(), settings=settings.model_copy(update={"payload_bytes_max": 1_000_000})):
         with pytest.raises(TaskFailed, match="value of 1000003 bytes exceeds 1000000 bytes") as caught:
             await (await mesh.submit("repeat", 1_000_001)).result(within_s=10)
 

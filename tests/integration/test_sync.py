@@ -59,6 +59,14 @@ async def test_a_task_is_submitted_and_its_typed_value_read(desk: Settings) -> N
     assert await asyncio.to_thread(script) == (Word("HI"), False)
 
 
+async def test_a_large_payload_and_value_pass(desk: Settings) -> None:
+    def script() -> int:
+        with sync.connect(settings=desk) as mesh:
+            return len(mesh.submit(shout, Word("hi" * 200_000)).result(within_s=20).text)
+
+    assert await asyncio.to_thread(script) == 400_000
+
+
 async def test_a_task_is_put_into_a_line(desk: Settings) -> None:
     def script() -> list[str]:
         with sync.connect(settings=desk) as mesh:

@@ -85,3 +85,13 @@ def test_the_tighter_of_two_limits_decides() -> None:
     assert not Credit.after(by_bytes, full_at=0.9).admits(90)
     assert Credit.after(by_messages, full_at=0.95).admits(90)
     assert by_bytes.full_from(1.0) == 100
+
+
+@given(fills, shares, st.integers(0, 10**9))
+def test_what_there_is_room_for_leaves_the_reserve_untouched(fill: Fill, full_at: float, size: int) -> None:
+    share = replace(fill, messages=0, bytes=fill.bytes + size).share
+
+    if fill.has_room(size, full_at=full_at):
+        assert share <= full_at * (1 + 1e-9)
+    else:
+        assert share >= full_at * (1 - 1e-9)

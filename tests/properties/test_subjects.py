@@ -354,6 +354,18 @@ def test_the_control_key_of_a_limit_names_its_resource(resource: str) -> None:
     assert (grammar.parse_pause(key), grammar.parse_cancel(key)) == (None, None)
 
 
+@given(prefixes, st.lists(identities, min_size=1, max_size=4, unique=True), st.lists(tokens, min_size=1, unique=True))
+def test_no_two_chunks_share_a_subject_or_a_stream_with_records(
+    subjects: Subjects, tasks: list[Identity], names: list[str]
+) -> None:
+    chunks = [subjects.chunk(task, name, number) for task in tasks for name in names for number in (0, 1, 10)]
+
+    assert len(set(chunks)) == len(chunks)
+    assert all(any(matches(stored, chunk) for stored in subjects.objects_stored) for chunk in chunks)
+    elsewhere = [*subjects.stored, *subjects.lines_stored, *subjects.timers_stored]
+    assert not any(matches(stored, chunk) for stored in elsewhere for chunk in chunks)
+
+
 @pytest.mark.parametrize("character", ["a", "é", "語", "🐦"])
 def test_an_id_is_measured_in_bytes_and_may_be_exactly_512(character: str) -> None:
     width = len(character.encode())
