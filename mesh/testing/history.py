@@ -68,6 +68,9 @@ class What(StrEnum):
     ENDED = "ended"
     """A peer's process is over; `detail` is its exit code."""
     FAULT = "fault"
+    """Something goes wrong: `detail` is the fault's name, `value` the number of the strike, `peer` its target."""
+    HEALED = "healed"
+    """A strike is over: what it broke may work again from here on. `value` is its number."""
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -88,6 +91,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     is_workflow: bool = False
     """Of an attempted task: its runs ask for what is below it."""
     detail: str = ""
+    at: float = 0.0
+    """When it was added: seconds of this machine's monotonic clock, which all its processes share."""
 
 
 class History:
@@ -98,8 +103,9 @@ class History:
         self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
 
     def add(self, entry: Entry) -> None:
-        """Append an entry. It outlives the death of this process."""
-        os.write(self._file, _encoder.encode(entry) + b"\n")
+        """Append an entry, with the time if it has none. It outlives the death of this process."""
+        stamped = entry if entry.at else msgspec.structs.replace(entry, at=round(time.monotonic(), 4))
+        os.write(self._file, _encoder.encode(stamped) + b"\n")
 
     def close(self) -> None:
         os.close(self._file)
