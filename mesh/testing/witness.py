@@ -58,7 +58,9 @@ async def findings(scene: Scene, *, within_s: float = QUIET_WITHIN_S) -> Finding
     # What is left when the time is over is for the checker to tell.
     with suppress(TimeoutError):
         async with asyncio.timeout(within_s):
-            while not await is_quiet(scene.client.bus):
+            while True:
+                if await is_quiet(scene.client.bus):
+                    break
                 await asyncio.sleep(LOOK_EVERY_S)
     await observe(scene.client.bus, scene.history)
     return check(scene.history.read())
