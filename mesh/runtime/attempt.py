@@ -72,7 +72,7 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
         may_run = ledger.is_last_open and (ledger.last > 0 or not attempt.is_wake)
         if may_run and (owner := await _owner(host, attempt)):
             return HandBack(f"running on {owner}", delay_s=host.settings.ack_wait_s)
-        if (wait := ledger.retry_at - time.time()) > 0.05:
+        if (wait := ledger.due_in_s(time.time())) > 0.05:
             return HandBack("its retry is not due", delay_s=wait)
 
     attempt.number = ledger.last + 1
