@@ -1,6 +1,7 @@
 """`mesh chaos`: game days on a mesh of their own, on a staging mesh, or with an author's own agents."""
 
 import asyncio
+import os
 import secrets
 import sys
 import tempfile
@@ -247,6 +248,7 @@ async def _play(
         settings=settings,
         targets=workload.targets,
         command=lambda briefing: (sys.executable, "-m", "mesh.cli.chaos.peer", briefing),
+        env=os.environ,
     ) as scene:
         tell(f"{peers} peers are ready on {'a server' if nodes == 1 else f'{nodes} nodes'} of their own")
         return await play(plan, scene, workload, tell=tell)

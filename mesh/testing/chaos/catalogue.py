@@ -35,7 +35,8 @@ class Kind:
         return (self.fault.__doc__ or "").partition("\n")[0].replace("`", "")
 
 
-CLOCKS_AHEAD_S = (-7_200.0, -60.0, -5.0, 5.0, 60.0, 7_200.0)
+CLOCKS_AHEAD_S = (-20.0, -5.0, -1.0, 1.0, 5.0, 20.0)
+"""Waits for the clock that begin while it is off are off as much, so a game day has to outlast this."""
 
 KINDS: tuple[Kind, ...] = (
     Kind(faults.KillPeer, lambda dice, wait_s: faults.KillPeer()),

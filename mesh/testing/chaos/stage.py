@@ -1,8 +1,7 @@
 """Where a game day plays: a mesh of its own on this machine, or one that others use."""
 
-import os
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +57,13 @@ async def local_stage(
     settings: Settings,
     targets: Sequence[str],
     command: Callable[[str], Sequence[str]],
+    env: Mapping[str, str],
     cwd: Path | None = None,
 ) -> AsyncIterator[Scene]:
     """A mesh of its own in `folder`, with all peers ready, until left: nothing of it goes on then.
 
     Each peer, and the submitter, has a line of its own to every node. `command` makes what starts a peer of a
-    briefing as JSON; peers run in `cwd`.
+    briefing as JSON; peers run in `cwd` and inherit `env`, but no settings.
 
     Raises:
         SetupError: the peers do not get ready; the message has the last lines of their log.
@@ -86,7 +86,7 @@ async def local_stage(
         fleet = Fleet(
             command(_encoded(briefing)),
             size=peers,
-            env=_environment(plain),
+            env=_environment(env, plain),
             envs=[{"MESH_NATS_URL": line.url} for line in theirs],
             cwd=cwd or Path.cwd(),
             history=history,
@@ -150,9 +150,9 @@ def has_line(settings: Settings) -> bool:
     return is_plain and settings.nats_tls_ca is None and "@" not in (settings.nats_url or "")
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def _environment(inherited: Mapping[str, str], settings: Settings) -> dict[str, str]:
     told = settings.model_dump(mode="json", exclude_none=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+    kept = {name: value for name, value in inherited.items() if not name.startswith("MESH_")}
     return {**kept, **{f"MESH_{name.upper()}": str(value) for name, value in told.items()}}
 
 

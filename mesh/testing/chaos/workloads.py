@@ -61,7 +61,7 @@ class BuiltIn:
                 is_workflow=True,
             )
         job = Job(
-            run_s=dice.choice((0.0, 0.005, 0.02, 0.1)),
+            run_s=dice.choice((0.0, 0.02, 0.1, 0.5, 1.0)),
             sends=dice.choice((0, 0, 1, 3)),
             failing=dice.choice((0.0, 0.0, 0.2)),
         )
