@@ -39,6 +39,7 @@ class Need(StrEnum):
     CLUSTER = "own cluster"
     LINES = "own peers on lines"
     OWN_LINE = "own line"
+    ROUTES = "own cluster on lines"
 
 
 class Server(Protocol):
@@ -77,6 +78,8 @@ class Scene:
     """The network between each peer and the servers, where it can be made worse."""
     own_line: Line | None = None
     """The network between the submitter and the servers."""
+    routes: Sequence[Line] = ()
+    """The network between each node of a cluster and the others."""
     orders: Path | None = None
     """Where peers that have an `Unrest` look for orders."""
     _strikes: Iterator[int] = field(default_factory=lambda: itertools.count(1))

@@ -9,7 +9,7 @@ import asyncio
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -223,6 +223,41 @@ async def lines(url: str, count: int, *, seed: int = 0) -> AsyncIterator[Sequenc
                 links.append(await stack.enter_async_context(link.open()))
             opened.append(Line(tuple(links)))
         yield opened
+
+
+@asynccontextmanager
+async def between(ports: Sequence[int], *, seed: int = 0) -> AsyncIterator["Between"]:
+    """Links between nodes that listen on these ports of 127.0.0.1 for each other, open until left."""
+    async with AsyncExitStack() as stack:
+
+        async def link(place: str, port: int) -> Link:
+            return await stack.enter_async_context(Link("127.0.0.1", port, seed=f"{seed} {place}").open())
+
+        advertised = [await link(f"to {node}", port) for node, port in enumerate(ports)]
+        pairs = {
+            (one, other): await link(f"{one} to {other}", port)
+            for one in range(len(ports))
+            for other, port in enumerate(ports)
+            if one != other
+        }
+        yield Between(tuple(advertised), pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """The network between nodes: a link for each ordered pair, and one that each node tells others of itself."""
+
+    advertised: tuple[Link, ...]
+    pairs: Mapping[tuple[int, int], Link]
+
+    def others_of(self, node: int) -> tuple[Link, ...]:
+        """The links over which a node connects to the others."""
+        return tuple(link for (one, _), link in self.pairs.items() if one == node)
+
+    def around(self, node: int) -> Line:
+        """Every link that ends at a node."""
+        touching = [link for pair, link in self.pairs.items() if node in pair]
+        return Line((self.advertised[node], *touching))
 
 
 def addresses(url: str) -> list[tuple[str, int]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mesh.testing.faults import Need, Scene
+from mesh.testing.faults import Need, Scene, a_leader
 from mesh.testing.network import Line
 
 
@@ -122,6 +122,23 @@ class CutSubmitter:
                 await asyncio.sleep(self.for_s)  # the passing of time is the fault
             finally:
                 scene.own_line.heal()
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLeader:
+    """The node that leads the mesh's stream is cut off from the other nodes, while clients still reach it."""
+
+    name: ClassVar[str] = "partition-leader"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.CLUSTER, Need.ROUTES})
+    is_safe: ClassVar[bool] = False
+
+    for_s: float
+
+    async def strike(self, scene: Scene) -> None:
+        async with scene.broker_lock:
+            place = list(scene.server.nodes).index(await a_leader(scene))
+            with scene.struck(self.name, f"node {place + 1}"):
+                await _held([scene.routes[place]], self.for_s)
 
 
 async def _held(lines: Sequence[Line], for_s: float) -> None:

@@ -44,7 +44,7 @@ def test_a_short_day_has_one_fault_at_least() -> None:
 
 def test_one_server_has_no_faults_of_clusters_and_three_nodes_have_all() -> None:
     assert {kind.name for kind in KINDS} - {kind.name for kind in ON_ONE} == {
-        *("kill-leader", "freeze-leader", "step-down", "kill-all")
+        *("kill-leader", "freeze-leader", "partition-leader", "step-down", "kill-all")
     }
     assert chosen(None, has=means(3)) == KINDS
 

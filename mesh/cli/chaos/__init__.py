@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RATE: Final = 40.0
 RATE_OF_OWN: Final = 5.0
 """Tasks a second where nothing else is said; an author's own tasks may be slow, or cost something."""
-MINUTES_MIN: Final = 0.2
+MINUTES_MIN: Final = 0.1
 NODES: Final = (1, 3)
 
 chaos = typer.Typer(

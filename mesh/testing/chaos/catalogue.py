@@ -67,6 +67,10 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(network_faults.CutPeer, lambda dice, wait_s: network_faults.CutPeer(dice.uniform(0, 2))),
     Kind(network_faults.CutSubmitter, lambda dice, wait_s: network_faults.CutSubmitter(dice.uniform(0, 2))),
+    Kind(
+        network_faults.PartitionLeader,
+        lambda dice, wait_s: network_faults.PartitionLeader(REPLY_WITHIN_S * dice.uniform(0.6, 2)),
+    ),
     Kind(stream_faults.FillStream, lambda dice, wait_s: stream_faults.FillStream(dice.uniform(2, 4))),
     Kind(faults.SubmitAgain, lambda dice, wait_s: faults.SubmitAgain()),
     Kind(faults.CancelTask, lambda dice, wait_s: faults.CancelTask()),

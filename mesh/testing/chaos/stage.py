@@ -19,7 +19,7 @@ from mesh.testing.faults import Need, Scene, Server
 from mesh.testing.fleet import Fleet
 from mesh.testing.history import History, What
 from mesh.testing.hosting import eventually
-from mesh.testing.network import Line, lines
+from mesh.testing.network import Between, Line, between, lines
 from mesh.testing.witness import listening
 
 READY_WITHIN_S = 60.0
@@ -33,7 +33,7 @@ OWN_MESH = frozenset({Need.PEERS, Need.ORDERS, Need.SERVER, Need.LINES, Need.OWN
 
 def means(nodes: int) -> frozenset[Need]:
     """What faults find on a stage of their own with one node, or several."""
-    return OWN_MESH | {Need.CLUSTER} if nodes > 1 else OWN_MESH
+    return OWN_MESH | {Need.CLUSTER, Need.ROUTES} if nodes > 1 else OWN_MESH
 
 
 def own_settings(settings: Settings, *, url: str, replicas: int) -> Settings:
@@ -73,10 +73,13 @@ async def local_stage(
     briefing = Briefing(str(folder / "history.jsonl"), str(orders), seed, tuple(targets))
     async with AsyncExitStack() as stack:
         server: Server
+        routes: tuple[Line, ...] = ()
         if nodes > 1:
-            # Clients that are told of other nodes would go round their lines.
-            routes = [Route(port, is_advertised=False) for port in free_ports(nodes)]
-            server = cluster = stack.enter_context(local_cluster(folder / "store", nodes=nodes, routes=routes))
+            ports = free_ports(nodes)
+            network = await stack.enter_async_context(between(ports, seed=seed))
+            wired = [_route(network, node, port) for node, port in enumerate(ports)]
+            server = cluster = stack.enter_context(local_cluster(folder / "store", nodes=nodes, routes=wired))
+            routes = tuple(map(network.around, range(nodes)))
             await cluster.ready()
         else:
             server = stack.enter_context(local_server(folder / "store"))
@@ -104,7 +107,17 @@ async def local_stage(
             raise SetupError(f"the peers were not ready within {READY_WITHIN_S:g} s: {_last_words(log)}") from None
         if ended := history.read(What.ENDED):
             raise SetupError(f"a peer ended with {ended[0].detail} at its start: {_last_words(log)}")
-        yield Scene(fleet, server, client, history, _dice(seed), lines=tuple(theirs), own_line=ours, orders=orders)
+        yield Scene(
+            fleet,
+            server,
+            client,
+            history,
+            _dice(seed),
+            lines=tuple(theirs),
+            own_line=ours,
+            routes=routes,
+            orders=orders,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +161,12 @@ def has_line(settings: Settings) -> bool:
     """Whether bytes on the way to the server can be relayed: a certificate would not fit the relay's address."""
     is_plain = all(part.strip().startswith("nats://") for part in (settings.nats_url or "").split(","))
     return is_plain and settings.nats_tls_ca is None and "@" not in (settings.nats_url or "")
+
+
+def _route(network: Between, node: int, port: int) -> Route:
+    others = tuple(link.url for link in network.others_of(node))
+    # Clients that are told of other nodes would go round their lines.
+    return Route(port, others, advertise=f"127.0.0.1:{network.advertised[node].port}", is_advertised=False)
 
 
 def _environment(inherited: Mapping[str, str], settings: Settings) -> dict[str, str]:
