@@ -124,29 +124,39 @@ class Link:
         # A black hole answers to nobody new either.
         await self._passes.wait()
         try:
-            if self._is_cut:
+            if self._refuses():
                 raise ConnectionResetError
             from_server, to_server = await asyncio.open_connection(*self._target)
         except OSError:
             _reset(to_client)
             return
         writers = {to_client, to_server}
+        if self._refuses():
+            # Cut while it connected: it was not among those that were reset.
+            for writer in writers:
+                _reset(writer)
+            return
         self._open |= writers
+        has_ended = False
         try:
             # `serving` ends the other direction with the first that breaks; an end of one is passed on.
             async with serving() as fibers:
                 there = fibers.create_task(self._pass_on(Way.TO_SERVER, from_client, to_server))
                 back = fibers.create_task(self._pass_on(Way.TO_CLIENT, from_server, to_client))
                 await asyncio.wait((there, back))
-            for writer in writers:
-                writer.close()
-        except BaseException as error:
-            for writer in writers:
-                _reset(writer)
-            if not isinstance(error, OSError):
-                raise
+            has_ended = True
+        except* OSError:
+            pass  # what is broken on one side is reset on the other
         finally:
             self._open -= writers
+            for writer in writers:
+                if has_ended:
+                    writer.close()
+                else:
+                    _reset(writer)
+
+    def _refuses(self) -> bool:
+        return self._is_cut
 
     async def _pass_on(self, way: Way, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         """Pass one direction of a connection on, each chunk when it is due, until its end."""

@@ -127,6 +127,24 @@ async def test_a_cut_link_resets_its_connections_and_new_ones_until_healed() -> 
         its_writer.transport.abort()
 
 
+async def test_a_cut_under_way_is_no_error_of_the_link() -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+    async with linked() as (link, _, _):
+        for _ in range(20):
+            writers = [(await asyncio.open_connection("127.0.0.1", link.port))[1] for _ in range(5)]
+            for each in writers:
+                each.write(b"x\n" * 10_000)
+            await asyncio.sleep(0)
+            link.cut()
+            await eventually(lambda: link.connections == 0)
+            link.heal()
+            for each in writers:
+                each.transport.abort()
+
+    assert complaints == []
+
+
 async def test_an_end_of_one_direction_is_passed_on_and_the_answer_still_comes() -> None:
     async with linked() as (link, reader, writer):
         writer.write(b"last words\n")
