@@ -1,0 +1,1 @@
+"""What takes longer than `mesh chaos`: several game days, and their table."""
