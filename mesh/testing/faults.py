@@ -178,7 +178,7 @@ class DrainPeer:
 
 @dataclass(frozen=True, slots=True)
 class KillBroker:
-    """A server dies and comes back on the same store, after `for_s` seconds."""
+    """A server dies, and comes back on the same store after a while."""
 
     name: ClassVar[str] = "kill-broker"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SERVER})
@@ -195,7 +195,7 @@ class KillBroker:
 
 @dataclass(frozen=True, slots=True)
 class KillLeader:
-    """The node that leads the mesh's stream dies and comes back on the same store, after `for_s` seconds."""
+    """The node that leads the mesh's stream dies, and comes back on the same store after a while."""
 
     name: ClassVar[str] = "kill-leader"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CLUSTER})
@@ -212,7 +212,7 @@ class KillLeader:
 
 @dataclass(frozen=True, slots=True)
 class KillAll:
-    """Every node dies at once, and all come back on their stores, after `for_s` seconds."""
+    """Every node dies at once, and all come back on their stores after a while."""
 
     name: ClassVar[str] = "kill-all"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CLUSTER})

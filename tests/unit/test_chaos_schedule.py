@@ -1,5 +1,7 @@
 """What strikes when, and what is asked for, follow from the seed alone."""
 
+from pathlib import Path
+
 import pytest
 
 from contracts.errors import ContractError
@@ -73,6 +75,13 @@ def test_a_fault_that_cannot_strike_is_told(names: list[str], told: str) -> None
 def test_each_kind_says_what_it_does_and_has_a_name_of_its_own() -> None:
     assert len({kind.name for kind in KINDS}) == len(KINDS)
     assert all(kind.told.endswith(".") for kind in KINDS)
+
+
+def test_the_page_on_game_days_has_every_fault() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "chaos.md").read_text()
+
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert [kind.name for kind in KINDS if not any(row.startswith(f"| `{kind.name}` |") for row in rows)] == []
 
 
 def test_the_built_in_tasks_follow_from_the_seed() -> None:

@@ -69,3 +69,16 @@ def test_a_report_tells_what_broke_and_how_long_recovery_took(capsys: pytest.Cap
     assert "broken: " in told
     assert "work/gone" in told
     assert "kill-peer" in told
+
+
+def test_a_submitter_that_was_never_told_breaks_a_promise() -> None:
+    entries = [
+        Entry(What.ATTEMPTED, task="work/a", at=1.0),
+        Entry(What.CONFIRMED, task="work/a", at=1.0),
+        Entry(What.RECORDED, task="work/a", sequence=5, status="done", at=9.0),
+    ]
+
+    report = judge(PLAN, entries, check(entries), began=0.0)
+
+    assert report.violations == {"untold": ("work/a",)}
+    assert report.verdict == "broken: 1 untold"

@@ -82,7 +82,7 @@ class Report:
     recovery_s: dict[str, Recovered]
     timeline: tuple[Event, ...]
     violations: dict[str, tuple[str, ...]]
-    """The first of each kind."""
+    """The first of each kind: those of `Findings`, and `untold`, whose results stand and whose submitters wait."""
     figures: dict[str, int]
 
     @property
@@ -119,7 +119,10 @@ def judge(plan: Plan, entries: Sequence[Entry], found: Findings, began: float) -
         by_kind[recovery.strike.fault].append(recovery)
     confirmed = {entry.task for entry in entries if entry.what is What.CONFIRMED}
     answered = {entry.task for entry in entries if entry.what is What.ANSWERED}
-    told = [f"{len(of_kind)} {name}" for name, of_kind in found.violations.items()]
+    violations = found.violations
+    if untold := confirmed - answered - set(found.lost):
+        violations["untold"] = tuple(sorted(untold))
+    told = [f"{len(of_kind)} {name}" for name, of_kind in violations.items()]
     return Report(
         seed=plan.seed,
         verdict=f"broken: {', '.join(told)}" if told else "every promise held",
@@ -130,7 +133,7 @@ def judge(plan: Plan, entries: Sequence[Entry], found: Findings, began: float) -
         faults=dict(sorted(Counter(recovery.strike.fault for recovery in recovered).items())),
         recovery_s={kind: _summed(of_kind) for kind, of_kind in sorted(by_kind.items())},
         timeline=tuple(_event(recovery, began) for recovery in recovered),
-        violations={name: of_kind[:SHOWN] for name, of_kind in found.violations.items()},
+        violations={name: of_kind[:SHOWN] for name, of_kind in violations.items()},
         figures=found.figures,
     )
 
