@@ -18,19 +18,17 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from mesh import Agent, Mesh
 from mesh.local.server import local_server
 from mesh.peer import Peer
 from mesh.settings import Settings
+from mesh.testing.cluster import local_cluster
 from ops.bench import bare
-from ops.bench.cluster import local_cluster
 
 PEERS = 2
 IN_FLIGHT = 1000
@@ -174,8 +172,9 @@ def main() -> None:
     if options.variants:
         if not options.json:
             print("three replicas, sync_interval always:")
-        with tempfile.TemporaryDirectory(prefix="mesh-cluster-") as folder, local_cluster(Path(folder)) as urls:
-            result["three_replicas"] = one(",".join(urls), replicas=3, tasks=options.tasks // 2)
+        with local_cluster() as cluster:
+            _run(cluster.ready())
+            result["three_replicas"] = one(cluster.url, replicas=3, tasks=options.tasks // 2)
     if options.json:
         print(json.dumps(result))
 
