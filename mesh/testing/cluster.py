@@ -92,12 +92,8 @@ class Cluster:
         Raises:
             TimeoutError: no node led within `LEADER_WITHIN_S`.
         """
-        async with asyncio.timeout(LEADER_WITHIN_S), Bus.connect(Settings(nats_url=self.url), "cluster") as bus:
-            while True:
-                info = await _asked(bus, f"STREAM.INFO.{stream}")
-                if leader := info.get("cluster", {}).get("leader"):
-                    return int(leader.removeprefix("n"))
-                await asyncio.sleep(AGAIN_S)
+        async with Bus.connect(Settings(nats_url=self.url), "cluster") as bus:
+            return await stream_leader(bus, stream)
 
     def kill(self) -> None:
         """End every node with SIGKILL, as a crash of all at once would."""
@@ -113,6 +109,16 @@ class Cluster:
         """Start every node again on its ports and its store."""
         for node in self.nodes:
             node.restart()
+
+
+async def stream_leader(bus: Bus, stream: str) -> int:
+    """As `Cluster.leader_of`, over a connection that is there."""
+    async with asyncio.timeout(LEADER_WITHIN_S):
+        while True:
+            info = await _asked(bus, f"STREAM.INFO.{stream}")
+            if leader := info.get("cluster", {}).get("leader"):
+                return int(leader.removeprefix("n"))
+            await asyncio.sleep(AGAIN_S)
 
 
 @contextmanager

@@ -1,23 +1,45 @@
 """Faults as objects: each strikes a scene once, and any of them combines with any workload and checker.
 
-A scene has peers that are real processes, restarted when they end, and a server of its own.
+A scene has peers that are real processes, restarted when they end, and a server or a cluster of its own. What
+strikes "the server" strikes one node of a cluster, never two at once, but for `KillAll`.
 """
 
 import asyncio
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from contracts.subjects import Identity
+from mesh.bus.replies import ApiError
 from mesh.client import Mesh
 from mesh.errors import BusUnavailable, Overloaded, PublishUnconfirmed
 from mesh.local.server import LocalServer
+from mesh.testing.cluster import stream_leader
 from mesh.testing.fleet import Fleet, send_signal
 from mesh.testing.history import Entry, History, What
 
 AGAIN_S = 0.05
+
+
+class Server(Protocol):
+    """What a mesh stands on: one server, or a cluster whose nodes are servers."""
+
+    @property
+    def url(self) -> str:
+        """The address of the server, or those of all nodes."""
+
+    @property
+    def nodes(self) -> Sequence[LocalServer]:
+        """Everything that runs as a process of its own."""
+
+    def kill(self) -> None:
+        """End everything with SIGKILL."""
+
+    def restart(self) -> None:
+        """Start everything again on its store."""
 
 
 @dataclass(slots=True)
@@ -25,7 +47,7 @@ class Scene:
     """What faults strike. `submitted` grows as the workload goes on; its doomed tasks are not in it."""
 
     fleet: Fleet
-    server: LocalServer
+    server: Server
     client: Mesh
     history: History
     dice: random.Random
@@ -36,6 +58,12 @@ class Scene:
         """The process of some peer, or None where none runs now."""
         pids = self.fleet.pids
         return self.dice.choice(pids) if pids else None
+
+    def a_node(self) -> LocalServer:
+        """The server, or some node of the cluster."""
+        nodes = self.server.nodes
+        # One server takes no dice: the plans of old seeds stay.
+        return nodes[0] if len(nodes) == 1 else self.dice.choice(nodes)
 
     def a_task(self) -> tuple[Identity, Any] | None:
         """Some task that was submitted lately, with its payload."""
@@ -91,47 +119,98 @@ class DrainPeer:
 
 @dataclass(frozen=True, slots=True)
 class KillBroker:
-    """The server dies and comes back on the same store, after `for_s` seconds."""
+    """A server dies and comes back on the same store, after `for_s` seconds."""
 
     for_s: float = 0.0
 
     async def strike(self, scene: Scene) -> None:
         async with scene.broker_lock:
             scene.tell("kill-broker")
-            try:
-                await asyncio.to_thread(scene.server.kill)
-                await asyncio.sleep(self.for_s)  # the passing of time is the fault
-            finally:
-                await asyncio.to_thread(scene.server.restart)
+            await _kill(scene.a_node(), self.for_s)
+
+
+@dataclass(frozen=True, slots=True)
+class KillLeader:
+    """The node that leads the mesh's stream dies and comes back on the same store, after `for_s` seconds."""
+
+    for_s: float = 0.0
+
+    async def strike(self, scene: Scene) -> None:
+        async with scene.broker_lock:
+            node = await a_leader(scene)
+            scene.tell("kill-leader")
+            await _kill(node, self.for_s)
+
+
+@dataclass(frozen=True, slots=True)
+class KillAll:
+    """Every node dies at once, and all come back on their stores, after `for_s` seconds."""
+
+    for_s: float = 0.0
+
+    async def strike(self, scene: Scene) -> None:
+        async with scene.broker_lock:
+            scene.tell("kill-all")
+            await _kill(scene.server, self.for_s)
+
+
+@dataclass(frozen=True, slots=True)
+class StepDown:
+    """Another node is told to lead the mesh's stream, as an operator does before an upgrade."""
+
+    async def strike(self, scene: Scene) -> None:
+        async with scene.broker_lock:
+            scene.tell("step-down")
+            with suppress(ApiError, BusUnavailable, PublishUnconfirmed):
+                await scene.client.bus.api(f"STREAM.LEADER.STEPDOWN.{scene.client.bus.subjects.stream}")
 
 
 @dataclass(frozen=True, slots=True)
 class RestartBroker:
-    """The server is stopped in good order and started again, as an upgrade does."""
+    """A server is stopped in good order and started again, as an upgrade does."""
 
     async def strike(self, scene: Scene) -> None:
         async with scene.broker_lock:
             scene.tell("restart-broker")
+            node = scene.a_node()
             try:
-                await asyncio.to_thread(scene.server.stop)
+                await asyncio.to_thread(node.stop)
             finally:
-                await asyncio.to_thread(scene.server.restart)
+                await asyncio.to_thread(node.restart)
 
 
 @dataclass(frozen=True, slots=True)
 class FreezeBroker:
-    """The server stands still for longer than answers are waited for, and then does what it was asked."""
+    """A server stands still for longer than answers are waited for, and then does what it was asked."""
 
     for_s: float
 
     async def strike(self, scene: Scene) -> None:
         async with scene.broker_lock:
             scene.tell("freeze-broker")
-            send_signal(scene.server.pid, signal.SIGSTOP)
+            pid = scene.a_node().pid
+            send_signal(pid, signal.SIGSTOP)
             try:
                 await asyncio.sleep(self.for_s)  # the passing of time is the fault
             finally:
-                send_signal(scene.server.pid, signal.SIGCONT)
+                send_signal(pid, signal.SIGCONT)
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeLeader:
+    """The node that leads the mesh's stream stands still until another one leads, and then goes on as if it led."""
+
+    for_s: float
+
+    async def strike(self, scene: Scene) -> None:
+        async with scene.broker_lock:
+            pid = (await a_leader(scene)).pid
+            scene.tell("freeze-leader")
+            send_signal(pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(self.for_s)  # the passing of time is the fault
+            finally:
+                send_signal(pid, signal.SIGCONT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +239,22 @@ class CancelTask:
             task, _ = found
             scene.tell("cancel", str(task))
             await repeated_until_done(lambda: scene.client.cancel(task.capability, task.id))
+
+
+async def a_leader(scene: Scene) -> LocalServer:
+    """The node that leads the mesh's stream; waits while there is an election."""
+    if len(scene.server.nodes) == 1:
+        return scene.server.nodes[0]
+    bus = scene.client.bus
+    return scene.server.nodes[await stream_leader(bus, bus.subjects.stream)]
+
+
+async def _kill(server: LocalServer | Server, for_s: float) -> None:
+    try:
+        await asyncio.to_thread(server.kill)
+        await asyncio.sleep(for_s)  # the passing of time is the fault
+    finally:
+        await asyncio.to_thread(server.restart)
 
 
 async def submit_surely(

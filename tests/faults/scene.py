@@ -4,7 +4,7 @@ import os
 import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from contracts.outcome import Outcome
 from contracts.subjects import Identity
 from mesh.bus import topology
 from mesh.client import Mesh
-from mesh.local.server import local_server
+from mesh.local.server import LocalServer, local_server
 from mesh.settings import Settings
 from mesh.testing import eventually
+from mesh.testing.cluster import Cluster, local_cluster
 from mesh.testing.faults import Scene, submit_surely
 from mesh.testing.fleet import Fleet
 from mesh.testing.history import Entry, Findings, History, What, check, observe, text
@@ -55,11 +56,12 @@ async def scene(
     times_max: int | None = None,
     pauses: Mapping[Point, float] | None = None,
     workload: str = "tests.faults.workload",
+    cluster: bool = False,
     **changes: Any,
 ) -> AsyncIterator[Scene]:
     """Everything a fault test needs, with `peers` of them ready; `changes` are to the settings.
 
-    What it leaves behind is in `folder`.
+    One server, or with `cluster` three nodes and three replicas of everything. What it leaves behind is in `folder`.
     """
     orders = Orders(
         history=str(folder / "history.jsonl"),
@@ -69,8 +71,12 @@ async def scene(
         times_max=times_max,
         pauses=dict(pauses or {}),
     )
-    with local_server(folder / "store") as server, History(Path(orders.history)) as history:
-        ours = settings(server.url, **changes)
+    standing: AbstractContextManager[LocalServer | Cluster]
+    standing = local_cluster(folder / "store") if cluster else local_server(folder / "store")
+    with standing as server, History(Path(orders.history)) as history:
+        if isinstance(server, Cluster):
+            await server.ready()
+        ours = settings(server.url, replicas=len(server.nodes), **changes)
         fleet = Fleet(
             [sys.executable, "-m", workload, msgspec.json.encode(orders).decode()],
             size=peers,
