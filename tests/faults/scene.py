@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from contracts import headers as names
 from contracts.outcome import Outcome
 from contracts.subjects import Identity
 from mesh.bus import topology
+from mesh.bus.connection import Bus
 from mesh.client import Mesh
+from mesh.errors import BusUnavailable, PublishUnconfirmed
 from mesh.local.server import LocalServer, local_server
 from mesh.settings import Settings
 from mesh.testing import eventually
 from mesh.testing.cluster import Cluster, local_cluster
-from mesh.testing.faults import Scene, submit_surely
+from mesh.testing.faults import Scene, repeated_until_done, submit_surely
 from mesh.testing.fleet import Fleet
 from mesh.testing.history import Entry, Findings, History, What, check, observe, text
 from mesh.testing.kill_points import Point
@@ -117,25 +120,42 @@ async def ask(
 
 
 async def findings(scene: Scene, *, within_s: float = QUIET_WITHIN_S) -> Findings:
-    """What the history proves, once nothing moves any more or `within_s` seconds are over."""
+    """What the history proves, once nothing moves any more or `within_s` seconds are over.
+
+    On a cluster every replica is looked at: that they differ is a violation of its own.
+    """
     bus = scene.client.bus
 
     async def is_quiet() -> bool:
-        for pattern in (bus.subjects.tasks_of(), *bus.subjects.wakes_of("*")):
-            if await topology.queued(bus, pattern):
-                return False
-        consumers = [f"{bus.subjects.stream}.{name}" for name in await topology.served(bus)]
-        for name in (*consumers, f"{bus.subjects.timer_stream}.{topology.TIMEKEEPER}"):
-            consumer = await bus.api(f"CONSUMER.INFO.{name}")
-            if consumer["num_pending"] or consumer["num_ack_pending"]:
-                return False
-        return True
+        try:
+            return await _is_quiet(bus)
+        except (BusUnavailable, PublishUnconfirmed):
+            # A consumer or a stream of a cluster has no leader now.
+            return False
 
     # What is left when the time is over is for the checker to tell.
     with suppress(AssertionError):
         await eventually(is_quiet, within_s=within_s, every_s=0.2)
-    await observe(bus, scene.history)
-    return check(scene.history.read())
+    await repeated_until_done(lambda: observe(bus, scene.history))
+    found = check(scene.history.read())
+    if isinstance(scene.server, Cluster):
+        return replace(found, differing=await scene.server.differing(bus.subjects.stream))
+    return found
+
+
+async def _is_quiet(bus: Bus) -> bool:
+    for pattern in (bus.subjects.tasks_of(), *bus.subjects.wakes_of("*")):
+        if await topology.queued(bus, pattern):
+            return False
+    consumers = [f"{bus.subjects.stream}.{name}" for name in await topology.served(bus)]
+    for name in (*consumers, f"{bus.subjects.timer_stream}.{topology.TIMEKEEPER}"):
+        consumer = await bus.api(f"CONSUMER.INFO.{name}")
+        if consumer["num_pending"] or consumer["num_ack_pending"]:
+            return False
+    # What is observed next may be read from any replica.
+    info = await bus.api(f"STREAM.INFO.{bus.subjects.stream}")
+    replicas = info.get("cluster", {}).get("replicas") or ()
+    return all(replica["current"] and not replica.get("lag") for replica in replicas)
 
 
 def _recorder(client: Mesh, history: History) -> Callable[[Msg], Awaitable[None]]:
