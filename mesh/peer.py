@@ -28,9 +28,10 @@ from prometheus_client.core import GaugeMetricFamily
 from contracts.card import Beat, Described, PeerState
 from contracts.control import PartsKept, PartsWanted, Running, Runs, WhoRuns
 from contracts.event import Event, EventKind
-from contracts.subjects import Identity
+from contracts.subjects import Identity, consumer_name
 from mesh.bus import control, topology
-from mesh.bus.connection import Bus, server_addresses
+from mesh.bus.connection import Bus, Headers, server_addresses
+from mesh.bus.leader import consumer_elections
 from mesh.capability import AgentInfo, Capability, agent_card
 from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SetupError
 from mesh.fibers import serving
@@ -283,6 +284,8 @@ class Peer:
         await self._connected.wait()
         connection = self.broker.connection
         async with self.bus.open(connection), AsyncExitStack() as stack:
+            elections = consumer_elections(self.settings.subjects.stream)
+            await stack.enter_async_context(self.bus.listening(elections, self._elected))
             for difference in (await self._ensure()).tolerated:
                 log.warning("kept as the server has it: %s", difference)
             await self._learn()
@@ -364,6 +367,12 @@ class Peer:
     def _shake(self) -> None:
         self.host.distrust()
         self._shaken.set()
+
+    def _elected(self, subject: str, _: bytes, __: Headers) -> None:
+        """A consumer's new leader may have missed which messages the old one handed out last, or were acked."""
+        served = {consumer_name(intake.capability.name, lane) for intake in self.intakes for lane in ORDER}
+        if subject.rpartition(".")[2] in served:
+            self._shake()
 
     async def _keep_recovering(self) -> None:
         """After a reconnection or a lost consumer: see to the topology, then trust and know again."""
