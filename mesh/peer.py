@@ -359,6 +359,13 @@ class Peer:
             except (BusUnavailable, PublishUnconfirmed) as error:
                 await self._until_it_answers(error)
 
+    async def _survey(self) -> None:
+        try:
+            await self.host.survey()
+        except (BusUnavailable, PublishUnconfirmed) as error:
+            # It is asked again when the streams answer.
+            log.debug("nobody was asked what runs: %s", error)
+
     async def _until_it_answers(self, error: BusError) -> None:
         log.warning("%s waits for its streams: %s", self.id, error)
         await self.bus.until_connected()
@@ -377,9 +384,13 @@ class Peer:
     async def _keep_recovering(self) -> None:
         """After a reconnection or a lost consumer: see to the topology, then trust and know again."""
         while True:
+            reconnects = self.bus.reconnects
             await self._shaken.wait()
             self._shaken.clear()
             self.host.distrust()
+            if self.bus.reconnects == reconnects:
+                # Nobody has to come back first, and what comes again waits for what the others say.
+                await self._survey()
             try:
                 ensured = await self._ensure()
                 if ensured.created:
