@@ -34,6 +34,7 @@ AGAIN_S = 0.1
 NOT_FOUND = 404
 
 _PROBE = "READY"
+_COMPARED = ("messages", "bytes", "last_seq", "subjects")
 _CONFIG = """\
 server_name: {name}
 cluster {{
@@ -95,6 +96,27 @@ class Cluster:
         async with Bus.connect(Settings(nats_url=self.url), "cluster") as bus:
             return await stream_leader(bus, stream)
 
+    async def differing(self, stream: str) -> tuple[str, ...]:
+        """How the replicas of a stream differ, in words; each node leads it in turn to tell what it keeps.
+
+        Nobody may write meanwhile.
+
+        Raises:
+            TimeoutError: a node did not come to lead within `LEADER_WITHIN_S`.
+        """
+        kept: dict[str, dict[str, Any]] = {}
+        async with Bus.connect(Settings(nats_url=self.url), "cluster") as bus:
+            for number in range(len(self.nodes)):
+                state = await _state_as_leader(bus, stream, f"n{number}")
+                kept[f"n{number}"] = {name: state.get(name) for name in _COMPARED}
+        first = kept.pop("n0")
+        return tuple(
+            f"{node} has {name} {_told(state[name], first[name])}, n0 {_told(first[name], state[name])}"
+            for node, state in kept.items()
+            for name in _COMPARED
+            if state[name] != first[name]
+        )
+
     def kill(self) -> None:
         """End every node with SIGKILL, as a crash of all at once would."""
         for node in self.nodes:
@@ -119,6 +141,27 @@ async def stream_leader(bus: Bus, stream: str) -> int:
             if leader := info.get("cluster", {}).get("leader"):
                 return int(leader.removeprefix("n"))
             await asyncio.sleep(AGAIN_S)
+
+
+async def _state_as_leader(bus: Bus, stream: str, node: str) -> dict[str, Any]:
+    """What a node keeps of a stream, once it leads that."""
+    async with asyncio.timeout(LEADER_WITHIN_S):
+        while True:
+            info = await _asked(bus, f"STREAM.INFO.{stream}", {"subjects_filter": ">"})
+            if info.get("cluster", {}).get("leader") == node:
+                state: dict[str, Any] = info["state"]
+                return state
+            body = msgspec.json.encode({"placement": {"preferred": node}})
+            await bus.gather(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", body, within_s=ASKED_AGAIN_S, enough=1)
+            await asyncio.sleep(AGAIN_S)
+
+
+def _told(here: Any, there: Any) -> str:
+    """A figure, or of many subjects those that the other node lacks."""
+    if not isinstance(here, dict) or not isinstance(there, dict):
+        return str(here)
+    more = sorted(here.keys() - there.keys())
+    return f"{len(here)}, of these alone {len(more)}: {', '.join(more[:5])}"
 
 
 @contextmanager

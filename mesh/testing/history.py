@@ -9,7 +9,8 @@ that file and nothing else:
   told another than stands, or a step of a task came to two values;
 - *left*: still queued, parked without a result, due, or counted by a consumer, when everything should be over;
 - *undue* and *missing*: dead letters that should not, or should, be there;
-- *broken*: peers that ended by themselves, neither drained nor killed.
+- *broken*: peers that ended by themselves, neither drained nor killed;
+- *differing*: replicas of a cluster that do not keep the same (found by asking them, not from the history).
 
 A submission that was attempted and not confirmed may have a result or none. A handler may run more than
 once; its recorded effects (the result, its steps, and the tasks it sends) happen once.
@@ -135,6 +136,7 @@ class Findings:
     undue: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+    differing: tuple[str, ...] = ()
     figures: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -292,7 +294,7 @@ def text(value: msgspec.Raw | msgspec.UnsetType) -> str:
     return "" if value is msgspec.UNSET else bytes(value).decode()
 
 
-_VIOLATIONS = ("lost", "unexpected", "repeated", "left", "undue", "missing", "broken")
+_VIOLATIONS = ("lost", "unexpected", "repeated", "left", "undue", "missing", "broken", "differing")
 # Drained, told to end before it could drain, killed.
 _ORDERLY = ("0", str(-signal.SIGTERM), str(-signal.SIGKILL))
 

@@ -73,7 +73,7 @@ async def round_trips(call: Callable[[], Awaitable[Any]]) -> tuple[float, float]
 async def compare(url: str, *, tasks: int, rounds: int, replicas: int, slots: int) -> dict[str, float]:
     """Both side by side on one server, in turns."""
     prefix = f"bench{os.getpid()}s{slots}r{replicas}"
-    settings = _settings(url, prefix, replicas)
+    settings = settings_of(url, prefix, replicas)
     payload = "x" * 126  # 128 bytes of JSON
     with ExitStack() as stack:
         for _ in range(PEERS):
@@ -135,10 +135,11 @@ async def work(kind: str, url: str, prefix: str, replicas: int, slots: int) -> N
     if kind == "bare":
         await bare.worker(url, prefix, replicas, slots)
     else:
-        await Peer(agent.hosted, settings=_settings(url, prefix, replicas)).run()
+        await Peer(agent.hosted, settings=settings_of(url, prefix, replicas)).run()
 
 
-def _settings(url: str, prefix: str, replicas: int) -> Settings:
+def settings_of(url: str, prefix: str, replicas: int) -> Settings:
+    """Settings of a mesh that is measured."""
     # Several meshes share the server of one call, so each takes less of its store than it would alone.
     return Settings(nats_url=url, prefix=prefix, replicas=replicas, stream_bytes_max=2**30)
 

@@ -1,1 +1,1 @@
-"""What takes longer than `mesh chaos`: several game days, and their table."""
+"""Things that go wrong on purpose, each measured: what is lost, what is repeated, and for how long nothing moves."""

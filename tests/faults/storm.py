@@ -51,12 +51,14 @@ QUICK: tuple[tuple[Fault, int], ...] = (
     (CancelTask(), 10),
 )
 EVERYTHING = (*QUICK, (FreezeBroker(for_s=1.5 * REPLY_WITHIN_S), 1))
+ELECTED_WITHIN_S = 9.0
+"""How long a node must stand still for another one to be elected, at most."""
 ON_A_CLUSTER: tuple[tuple[Fault, int], ...] = (
     *EVERYTHING,
     (KillLeader(), 2),
     (KillLeader(for_s=3.0), 2),
     (StepDown(), 2),
-    (FreezeLeader(for_s=1.5 * REPLY_WITHIN_S), 1),
+    (FreezeLeader(for_s=ELECTED_WITHIN_S), 1),
     (KillAll(), 1),
 )
 POINTS = {
