@@ -108,8 +108,13 @@ class Unrest:
     def _begin(self, order: Order) -> None:
         if isinstance(order, Block):
             time.sleep(order.for_s)  # what this order asks for
+            self._note("blocked")
         else:
             self._until[type(order)] = time.monotonic() + order.for_s, order
+
+    def _note(self, what: str) -> None:
+        """Note that something was done as told. It is no strike: that is for whoever gave the order."""
+        self._history.add(Entry(What.FAULT, peer=self._me, detail=what))
 
     def _now(self, kind: type[Any]) -> Any:
         """The order of a kind that holds now, or None."""
@@ -143,6 +148,7 @@ class Unrest:
             slow = self._now(Slow)
             if slow is None:
                 return 0.0
+            self._note("slowed")
             return float(min(SLOWED_S_MAX, max(slow.least_s, (slow.times - 1) * (time.monotonic() - began))))
 
         async def asynchronous(value: Any, ctx: Any) -> Any:
@@ -170,7 +176,9 @@ class Unrest:
             acks = self._now(Acks)
             if acks is None or self._dice.random() >= acks.share:
                 await ack(bus, delivery)
-            elif acks.late_s:
+                return
+            self._note("ack-late" if acks.late_s else "ack-lost")
+            if acks.late_s:
                 # Beside it: the heartbeat ends with the settling, so that the task is handed to another first.
                 self._fibers.create_task(late(bus, delivery, acks.late_s))
 

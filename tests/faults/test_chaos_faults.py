@@ -37,6 +37,8 @@ from tests.faults.scene import seed
 ACK_WAIT_S = 1.0
 LEAD_IN_S = 0.7
 AFTER_S = 0.5
+LEAVES = {"block-loop": "blocked", "slow-handler": "slowed", "drop-acks": "ack-lost", "late-acks": "ack-late"}
+"""What a peer notes of an order that it obeyed."""
 SHORT = Settings(ack_wait_s=ACK_WAIT_S, sweep_s=1.0, beat_s=0.5, grace_s=1.0)
 
 
@@ -105,6 +107,8 @@ async def test_a_fault_by_itself_breaks_no_promise_and_what_was_in_flight_is_ans
     (event,) = report.timeline
     assert event.healed_after_s is not None
     assert event.in_flight_s is not None
+    if fault.name in LEAVES:
+        assert report.figures[f"fault_{LEAVES[fault.name]}"] > 0
 
 
 @pytest.mark.parametrize("ahead_s", [7_200.0, -7_200.0])
