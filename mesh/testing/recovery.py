@@ -112,6 +112,6 @@ def _recovery(
 
 
 def middle(times: Iterable[float]) -> float | None:
-    """The median, the upper one of two; None of nothing."""
+    """The median, the lower one of two; None of nothing."""
     found = sorted(times)
-    return found[len(found) // 2] if found else None
+    return found[(len(found) - 1) // 2] if found else None

@@ -18,7 +18,7 @@ def test_strikes_of_all_days_are_told_together() -> None:
     assert head == "3 node(s), seeds 1, 2: 2,000 tasks, 0 lost, 0 duplicated, 3 faults"
     assert rows[2:] == [
         "| cancel | 1 | 0.0 s | 0.0 s | 0.0 s | 0.0 s |  |",
-        "| kill-peer | 2 | 1.0 s | 1.0 s | 6.0 s | 6.0 s | 1 |",
+        "| kill-peer | 2 | 0.0 s | 1.0 s | 6.0 s | 6.0 s | 1 |",
     ]
 
 

@@ -80,5 +80,5 @@ def test_strikes_are_told_apart_by_number_and_points_to_die_at_are_none() -> Non
     assert [(strike.number, strike.began, strike.ended) for strike in strikes(entries)] == [(1, 5, 7), (2, 9, 10)]
 
 
-def test_the_middle_is_the_upper_one_of_two() -> None:
-    assert (middle([]), middle([3.0]), middle([1.0, 2.0])) == (None, 3.0, 2.0)
+def test_the_middle_is_the_lower_one_of_two() -> None:
+    assert (middle([]), middle([3.0]), middle([1.0, 2.0])) == (None, 3.0, 1.0)
