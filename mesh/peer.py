@@ -29,9 +29,10 @@ from contracts.card import Beat, Described, PeerState
 from contracts.control import PartsKept, PartsWanted, Running, Runs, WhoRuns
 from contracts.event import Event, EventKind
 from contracts.limit import Limit
-from contracts.subjects import Identity
+from contracts.subjects import Identity, consumer_name
 from mesh.bus import control, topology
-from mesh.bus.connection import Bus, server_addresses
+from mesh.bus.connection import Bus, Headers, server_addresses
+from mesh.bus.leader import consumer_elections
 from mesh.capability import AgentInfo, Capability, agent_card
 from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SetupError
 from mesh.fibers import serving
@@ -297,6 +298,8 @@ class Peer:
         await self._connected.wait()
         connection = self.broker.connection
         async with self.bus.open(connection), AsyncExitStack() as stack:
+            elections = consumer_elections(self.settings.subjects.stream)
+            await stack.enter_async_context(self.bus.listening(elections, self._elected))
             for difference in (await self._ensure()).tolerated:
                 log.warning("kept as the server has it: %s", difference)
             await self._learn()
@@ -376,6 +379,13 @@ class Peer:
             except (BusUnavailable, PublishUnconfirmed) as error:
                 await self._until_it_answers(error)
 
+    async def _survey(self) -> None:
+        try:
+            await self.host.survey()
+        except (BusUnavailable, PublishUnconfirmed) as error:
+            # It is asked again when the streams answer.
+            log.debug("nobody was asked what runs: %s", error)
+
     async def _until_it_answers(self, error: BusError) -> None:
         log.warning("%s waits for its streams: %s", self.id, error)
         await self.bus.until_connected()
@@ -385,12 +395,22 @@ class Peer:
         self.host.distrust()
         self._shaken.set()
 
+    def _elected(self, subject: str, _: bytes, __: Headers) -> None:
+        """A consumer's new leader may have missed which messages the old one handed out last, or were acked."""
+        served = {consumer_name(intake.capability.name, lane) for intake in self.intakes for lane in ORDER}
+        if subject.rpartition(".")[2] in served:
+            self._shake()
+
     async def _keep_recovering(self) -> None:
         """After a reconnection or a lost consumer: see to the topology, then trust and know again."""
         while True:
+            reconnects = self.bus.reconnects
             await self._shaken.wait()
             self._shaken.clear()
             self.host.distrust()
+            if self.bus.reconnects == reconnects:
+                # Nobody has to come back first, and what comes again waits for what the others say.
+                await self._survey()
             try:
                 ensured = await self._ensure()
                 if ensured.created:

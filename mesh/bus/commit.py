@@ -25,7 +25,7 @@ from mesh.errors import BusUnavailable, PublishRejected, PublishUnconfirmed, Seq
 log = logging.getLogger("mesh.bus")
 
 FIRST_RETRY_S: Final = 0.05
-RETRY_S_MAX: Final = 2.0
+RETRY_S_MAX: Final = 1.0
 READ_WITHIN_S: Final = 5.0
 
 CREATE_ONCE: Final[Headers] = {names.EXPECTED_SUBJECT_SEQUENCE: "0"}

@@ -30,10 +30,16 @@ log = logging.getLogger("mesh.bus")
 HEADER_FRAME_BYTES = len("NATS/1.0\r\n\r\n")
 HEADER_ROOM_BYTES = 64 * 1024
 """Payloads this close to the server's limit are measured with their headers."""
-REPLY_WITHIN_S = 5.0
-"""How long an answer is waited for before the request counts as unconfirmed."""
 WINDOWS = 4
 """How many large objects are on their way at once; see `mesh.bus.objects`."""
+REPLY_WITHIN_S = 2.0
+"""How long an answer is waited for before the request counts as unconfirmed.
+
+What was sent to a leader that died is never answered, so this is a part of what a failover costs; another leader is
+elected after 4 to 9 s, and what is repeated until then is refused at once.
+"""
+LIST_WITHIN_S = 5.0
+"""As long for what the server may have to look up at length."""
 
 Headers = dict[str, str]
 _pub_ack = msgspec.json.Decoder(PubAck)
@@ -159,14 +165,16 @@ class Bus:
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailable(f"cannot publish to {subject}: {error or type(error).__name__}") from error
 
-    async def post(self, subject: str, data: bytes, headers: Headers | None = None) -> Awaitable[Msg]:
+    async def post(
+        self, subject: str, data: bytes, headers: Headers | None = None, *, within_s: float = REPLY_WITHIN_S
+    ) -> Awaitable[Msg]:
         """Publish a request; what is returned waits for its answer.
 
-        Waiting raises `PublishUnconfirmed` when none came in `REPLY_WITHIN_S`, or the connection broke first.
+        Waiting raises `PublishUnconfirmed` when none came in `within_s` seconds, or the connection broke first.
         """
         token = next(self._tokens)
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        self._waiting[token] = (answer, time.monotonic() + REPLY_WITHIN_S)
+        self._waiting[token] = (answer, time.monotonic() + within_s)
         try:
             await self.publish(subject, data, f"{self._inbox}.{token}", headers)
         except BaseException:
@@ -174,27 +182,33 @@ class Bus:
             raise
         return answer
 
-    async def request(self, subject: str, data: bytes = b"", headers: Headers | None = None) -> Msg:
+    async def request(
+        self, subject: str, data: bytes = b"", headers: Headers | None = None, *, within_s: float = REPLY_WITHIN_S
+    ) -> Msg:
         """The answer to a request.
 
         Raises:
             BusUnavailable: nobody serves the subject.
             PublishUnconfirmed: no answer came.
         """
-        answer = await (await self.post(subject, data, headers))
+        answer = await (await self.post(subject, data, headers, within_s=within_s))
         if not answer.data and answer.headers and answer.headers.get(_STATUS) == "503":
             raise BusUnavailable(f"nobody answers on {subject}")
         return answer
 
-    async def api(self, endpoint: str, body: Any = None) -> dict[str, Any]:
+    async def api(self, endpoint: str, body: Any = None, *, within_s: float = LIST_WITHIN_S) -> dict[str, Any]:
         """The answer of a JetStream API endpoint, named without its `$JS.API.`.
+
+        Where nobody leads nobody answers: `within_s` says how long to wait for that.
 
         Raises:
             ApiError: the server refused it.
             BusUnavailable, PublishUnconfirmed: as `request`; also when the server says "not now" (503).
         """
         data = b"" if body is None else msgspec.json.encode(body)
-        reply: dict[str, Any] = msgspec.json.decode((await self.request(f"$JS.API.{endpoint}", data)).data)
+        reply: dict[str, Any] = msgspec.json.decode(
+            (await self.request(f"$JS.API.{endpoint}", data, within_s=within_s)).data
+        )
         if error := reply.get("error"):
             if error.get("code") == 503:
                 raise BusUnavailable(f"{endpoint}: {error.get('description', '')} ({error.get('err_code', 0)})")
@@ -269,13 +283,10 @@ class Bus:
         while True:
             await asyncio.sleep(0.25)
             now = time.monotonic()
-            # Requests wait equally long, so the oldest stand first.
-            while self._waiting:
-                token, (answer, expires_at) = next(iter(self._waiting.items()))
-                if expires_at > now and not answer.done():
-                    break
-                del self._waiting[token]
-                _leave_unconfirmed(answer, f"no answer within {REPLY_WITHIN_S:g} s")
+            for token, (answer, expires_at) in list(self._waiting.items()):
+                if expires_at <= now or answer.done():
+                    del self._waiting[token]
+                    _leave_unconfirmed(answer, "no answer came in time")
 
     def _fail_waiting(self, reason: str) -> None:
         waiting, self._waiting = self._waiting, {}

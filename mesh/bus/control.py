@@ -5,6 +5,7 @@ fills in what was missed. A key-value watch would do both, but nats-py's ordered
 tens of seconds after a broker restart (docs/adr/0002).
 """
 
+import asyncio
 import time
 from collections.abc import Iterable
 
@@ -17,7 +18,7 @@ from contracts.subjects import Identity
 from contracts.wire import Record
 from mesh.bus.commit import ttl
 from mesh.bus.connection import Bus
-from mesh.bus.records import Stored, read, read_many, read_range
+from mesh.bus.records import RETRY_S, Stored, read, read_many, read_range
 from mesh.errors import Overloaded, StreamFull
 
 _KV_OPERATION = "KV-Operation"
@@ -131,13 +132,18 @@ def is_deleted(found: dict[str, str]) -> bool:
 
 
 async def snapshot(bus: Bus) -> list[Stored]:
-    """Every control record as it stands."""
+    """Every control record as it stands, from a replica that has every key the stream's leader has.
+
+    A cancel that a replica lacks because it lags would else be taken for one that expired.
+    """
     stream = bus.subjects.control_stream
-    return [
-        stored
-        async for stored in read_range(bus, stream, bus.subjects.control_stored)
-        if not is_deleted(stored.headers)
-    ]
+    while True:
+        info = await bus.api(f"STREAM.INFO.{stream}", {"subjects_filter": ">"})
+        kept = info["state"].get("subjects") or {}
+        found = {stored.subject: stored async for stored in read_range(bus, stream, bus.subjects.control_stored)}
+        if kept.keys() <= found.keys():
+            return [stored for stored in found.values() if not is_deleted(stored.headers)]
+        await asyncio.sleep(RETRY_S)
 
 
 async def _put(bus: Bus, key: str, record: Record, *, ttl_s: float | None = None) -> None:

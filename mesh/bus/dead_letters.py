@@ -29,7 +29,7 @@ from contracts.task import Task
 from mesh.bus import objects
 from mesh.bus.commit import create_once
 from mesh.bus.connection import Bus, Headers
-from mesh.bus.parks import standing
+from mesh.bus.leader import standing
 from mesh.bus.records import Stored, read, read_range
 from mesh.bus.replies import STREAM_NOT_FOUND, ApiError
 from mesh.bus.submit import guard

@@ -2,8 +2,8 @@
 
 One subscription covers everything that is asked for below an id: a client's session, or a task that waits for its
 children. A task under a key of the user's choice gets one of its own while somebody waits for it. An echo is not
-stored, so it can be missed: one fiber reads the records of all who wait after each reconnection, and of those who
-wait long now and then.
+stored, so it can be missed: one fiber reads the records of all who wait after each reconnection and each election of
+the stream's leader, and of those who wait long now and then.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from nats.aio.subscription import Subscription
 from contracts import headers as names
 from contracts.subjects import Identity, parent_of
 from mesh.bus.connection import Bus
+from mesh.bus.leader import stream_elections
 from mesh.bus.records import Stored, read_many
 from mesh.fibers import serving
 
@@ -56,13 +57,15 @@ class Echoes:
         self._expected: WeakValueDictionary[str, Expectation] = WeakValueDictionary()
         self._subscriptions: dict[str, Subscription] = {}
         self._read_now = asyncio.Event()
+        self._may_have_missed = False
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Serve until left."""
-        off = self._bus.on_reconnect(self._read_now.set)
+        off = self._bus.on_reconnect(self._look_now)
+        elections = stream_elections(self._bus.subjects.stream)
         try:
-            async with serving(self._keep_reading()):
+            async with self._bus.listening(elections, lambda *_: self._look_now()), serving(self._keep_reading()):
                 yield
         finally:
             off()
@@ -140,19 +143,23 @@ class Echoes:
             )
         )
 
+    def _look_now(self) -> None:
+        """Read what everybody waits for: echoes were missed, or died with the server that was to send them."""
+        self._may_have_missed = True
+        self._read_now.set()
+
     async def _keep_reading(self) -> None:
-        reconnects = self._bus.reconnects
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._read_now.wait()
             self._read_now.clear()
             now = time.monotonic()
-            has_reconnected, reconnects = self._bus.reconnects != reconnects, self._bus.reconnects
+            may_have_missed, self._may_have_missed = self._may_have_missed, False
             due = [
                 expected
                 for expected in list(self._expected.values())
-                if expected.waiters and expected.stored is None and (has_reconnected or expected.read_at <= now)
+                if expected.waiters and expected.stored is None and (may_have_missed or expected.read_at <= now)
             ]
             for expected in due:
                 expected.read_at = now + expected.read_after_s

@@ -15,7 +15,7 @@ from contracts.subjects import Identity
 from mesh.bus.commit import create_once, ttl
 from mesh.bus.connection import Bus
 from mesh.bus.records import read_many
-from mesh.resilience.retry import Ledger
+from mesh.resilience.retry import Ledger, in_server_time
 
 _FIRST_PAGE = 2
 _PAGE = 8
@@ -35,7 +35,7 @@ async def read_ledger(bus: Bus, task: Identity, *, is_redelivered: bool) -> Ledg
             if start is not None:
                 began.add(number)
             if end is not None:
-                ended.append((number, wire.decode(AttemptEnded, end.data)))
+                ended.append((number, in_server_time(wire.decode(AttemptEnded, end.data), end.stored_at)))
         # Attempts are numbered without gaps, but the first, which may have left no record.
         if found[-1] is None and found[-2] is None:
             return Ledger(frozenset(began), tuple(ended), is_redelivered)

@@ -27,15 +27,15 @@ from contracts.line import LineMark
 from contracts.subjects import Identity, Line, in_line
 from mesh.bus.commit import create_once, read_outcome, ttl
 from mesh.bus.connection import Bus
-from mesh.bus.parks import is_parked, publish_wake, standing, wake
-from mesh.bus.records import Stored, read, read_past
+from mesh.bus.leader import read_at_leader, standing
+from mesh.bus.parks import is_parked, publish_wake, wake
+from mesh.bus.records import Stored, read
 from mesh.settings import Settings
 
 MARK_S_MIN: Final = 30 * 86_400.0
 """How long a line's mark is kept, from the last task that ended, and at least twice as long as any result in it."""
 RESULT_S_MIN: Final = 600.0
 """How long a result in a line is kept at least: a submitter relies on what it knows of a line for a tenth of it."""
-READ_WITHIN_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ async def turn(bus: Bus, line: Line, position: int) -> Turn:
         result = result or await read(bus, bus.subjects.result(task))
         if result is None and await standing(bus, task, bus.subjects.any_state(task)):
             # Asked last: what is said here holds the longest, and whoever commits from now on finds the park.
-            result = await _at_leader(bus, task)
+            result = await read_at_leader(bus, task, bus.subjects.result(task))
             if result is None:
                 return Turn(mark, behind=task)
         if result is not None and not _is_early(result):
@@ -161,15 +161,6 @@ def _mark(stored: Stored | None) -> Mark:
         # As good as none: the next task that ends writes it anew.
         return Mark(sequence=stored.sequence)
     return Mark(record.used, record.over, stored.sequence)
-
-
-async def _at_leader(bus: Bus, task: Identity) -> Stored | None:
-    """A task's result, as the stream's leader has it."""
-    subject = bus.subjects.result(task)
-    found: Stored | None = None
-    while found is None and (sequence := await standing(bus, task, subject)):
-        found = await read_past(bus, (subject,), sequence, within_s=READ_WITHIN_S)
-    return found
 
 
 def _is_early(result: Stored) -> bool:

@@ -25,12 +25,11 @@ from contracts.task import Task
 from mesh.bus import topology
 from mesh.bus.commit import create_once, ttl
 from mesh.bus.connection import Bus, Headers
+from mesh.bus.leader import standing
 from mesh.bus.pull import Delivery
 from mesh.bus.records import RETRY_S, Stored, read
-from mesh.errors import BusUnavailable, PublishUnconfirmed, SequenceConflict
 
 _KEPT = (names.OBJECT, names.CONTENT_TYPE, names.TRACEPARENT, names.TRACESTATE)
-_NEVER = str(2**62)
 AGAIN_S_MAX = 2.0
 
 
@@ -63,20 +62,6 @@ def parked_since(park: Stored) -> float:
 async def is_parked(bus: Bus, task: Identity) -> bool:
     """Whether the task has a park record, as the stream's leader has it. Repeated until it answers."""
     return await standing(bus, task, bus.subjects.park(task)) > 0
-
-
-async def standing(bus: Bus, task: Identity, subject: str) -> int:
-    """The sequence of a task's record, 0 for none, as the stream's leader has it. Repeated until it answers."""
-    # Asked on the wake's subject, the one of another capability's that every peer may write to.
-    question = {names.EXPECTED_SUBJECT_SEQUENCE: _NEVER, names.EXPECTED_SUBJECT: subject}
-    while True:
-        try:
-            await bus.store(bus.subjects.wake(task), b"", question)
-        except SequenceConflict as refusal:
-            return refusal.sequence
-        except (BusUnavailable, PublishUnconfirmed):
-            await bus.until_connected()
-            await asyncio.sleep(RETRY_S)
 
 
 async def wake(bus: Bus, task: Identity) -> bool:

@@ -34,8 +34,8 @@ from contracts.wire import ContentType
 from mesh.bus import objects, topology
 from mesh.bus.commit import stored_type, ttl
 from mesh.bus.connection import Bus, Headers
+from mesh.bus.leader import standing
 from mesh.bus.lines import RESULT_S_MIN, mark_ttl_s, read_mark
-from mesh.bus.parks import standing
 from mesh.bus.records import Stored, read
 from mesh.bus.submit import FIRST_RETRY_S, RETRY_S_MAX, Receipt, Sending, Submitter, check_same, guard, task_headers
 from mesh.errors import BusUnavailable, PublishRejected, PublishUnconfirmed, SequenceConflict

@@ -9,6 +9,7 @@ from contracts.wire import ContentType, Record
 from contracts.workflow import Signal
 from mesh.bus.commit import create_once, ttl
 from mesh.bus.connection import Bus
+from mesh.bus.leader import read_at_leader
 from mesh.bus.parks import wake
 from mesh.bus.records import read, read_many
 from mesh.errors import SignalRefused
@@ -17,14 +18,21 @@ R = TypeVar("R", bound=Record)
 
 
 async def read_step(
-    bus: Bus, task: Identity, name: str, kind: type[R], *, as_type: ContentType = "application/json"
+    bus: Bus,
+    task: Identity,
+    name: str,
+    kind: type[R],
+    *,
+    as_type: ContentType = "application/json",
+    at_leader: bool = False,
 ) -> R | None:
-    """A record of a task, or None. On a replica that lags it may be missing.
+    """A record of a task, or None. On a replica that lags it may be missing; `at_leader` makes sure that it is not.
 
     Raises:
         ContractError: it is malformed or of a newer format.
     """
-    stored = await read(bus, bus.subjects.step(task, name))
+    subject = bus.subjects.step(task, name)
+    stored = await (read_at_leader(bus, task, subject) if at_leader else read(bus, subject))
     return None if stored is None else wire.decode(kind, stored.data, as_type)
 
 

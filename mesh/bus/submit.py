@@ -18,7 +18,7 @@ from contracts.subjects import Identity, consumer_name
 from contracts.task import Task
 from contracts.wire import ContentType
 from mesh.bus import objects
-from mesh.bus.connection import Bus, Headers
+from mesh.bus.connection import REPLY_WITHIN_S, Bus, Headers
 from mesh.bus.queues import Queues
 from mesh.bus.records import Stored, read_many, read_past
 from mesh.bus.replies import ApiError
@@ -36,7 +36,7 @@ from mesh.errors import (
 from mesh.resilience.headroom import OVERLOAD_RETRY_S, Credit, Fill
 
 FIRST_RETRY_S = 0.05
-RETRY_S_MAX = 1.0
+RETRY_S_MAX = 0.5
 CONFLICT_READ_WITHIN_S = 2.0
 ROOM_KNOWN_FOR_S = 0.5
 """How long what was asked of the stream of objects counts."""
@@ -302,7 +302,7 @@ class Submitter:
 
     async def _ask(self, stream: str) -> Fill:
         try:
-            info = await self._bus.api(f"STREAM.INFO.{stream}")
+            info = await self._bus.api(f"STREAM.INFO.{stream}", within_s=REPLY_WITHIN_S)
         except ApiError as error:
             if error.status == 404:
                 raise BusUnavailable(f"stream {stream} does not exist; the first peer makes it") from error

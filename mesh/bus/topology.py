@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from contracts.subjects import LANES, consumer_name
-from mesh.bus.connection import Bus
+from mesh.bus.connection import REPLY_WITHIN_S, Bus
 from mesh.bus.queues import BOUND
 from mesh.bus.records import RETRY_S
 from mesh.bus.replies import CONSUMER_EXISTS, CONSUMER_NOT_FOUND, STREAM_NAME_IN_USE, STREAM_NOT_FOUND, ApiError
@@ -268,7 +268,7 @@ async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> E
 async def inspect(bus: Bus, spec: Spec) -> dict[str, Any] | None:
     """The server's account of a stream or consumer, or None where it has none."""
     try:
-        return await bus.api(_endpoint("INFO", spec))
+        return await bus.api(_endpoint("INFO", spec), within_s=REPLY_WITHIN_S)
     except ApiError as error:
         if error.code in (STREAM_NOT_FOUND, CONSUMER_NOT_FOUND):
             return None

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from contracts.errors import MeshError
 from mesh.cli import console
 from mesh.cli.breaker import breaker
+from mesh.cli.chaos import chaos
 from mesh.cli.contracts import contracts
 from mesh.cli.dead import dead
 from mesh.cli.demo import demo
@@ -103,6 +104,7 @@ app.add_typer(limits, rich_help_panel=FLEET)
 app.add_typer(dead, rich_help_panel=FLEET)
 app.command(rich_help_panel=FLEET)(doctor)
 app.add_typer(contracts, rich_help_panel=FLEET)
+app.add_typer(chaos, rich_help_panel=FLEET)
 
 
 def run() -> None:

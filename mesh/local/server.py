@@ -30,6 +30,7 @@ jetstream {{
   # The default of two minutes loses what was acknowledged since the last fsync, at a power cut.
   sync_interval: {sync_interval}
 }}
+{more}
 """
 
 
@@ -47,11 +48,12 @@ def binary() -> str:
 
 @dataclass(slots=True)
 class LocalServer:
-    """A nats-server process. It keeps its port and its store over `restart`."""
+    """A nats-server process. It keeps its port, its store and its configuration over `restart`."""
 
     store: Path
     port: int
     sync_interval: str
+    more: str
     process: subprocess.Popen[bytes]
 
     @property
@@ -62,18 +64,23 @@ class LocalServer:
     def pid(self) -> int:
         return self.process.pid
 
+    @property
+    def nodes(self) -> "tuple[LocalServer, ...]":
+        """The servers that a client may be connected to: this one."""
+        return (self,)
+
     @classmethod
-    def start(cls, store: Path, *, port: int = -1, sync_interval: str = "1s") -> "LocalServer":
-        """Start a server on a store folder; port -1 takes a free one.
+    def start(cls, store: Path, *, port: int = -1, sync_interval: str = "1s", more: str = "") -> "LocalServer":
+        """Start a server on a store folder; port -1 takes a free one. `more` is added to its configuration.
 
         Raises:
             SetupError: it does not come up.
         """
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="mesh-ports-") as ports:
-            process = _spawn(store, port, sync_interval, ports)
+            process = _spawn(store, port, sync_interval, more, ports)
             found = _await_port(process, Path(ports), store)
-        return cls(store, found, sync_interval, process)
+        return cls(store, found, sync_interval, more, process)
 
     def kill(self) -> None:
         """End it with SIGKILL, as a crash would."""
@@ -93,7 +100,7 @@ class LocalServer:
     def restart(self) -> None:
         """Start it again on the same port and store."""
         with tempfile.TemporaryDirectory(prefix="mesh-ports-") as ports:
-            self.process = _spawn(self.store, self.port, self.sync_interval, ports)
+            self.process = _spawn(self.store, self.port, self.sync_interval, self.more, ports)
             _await_port(self.process, Path(ports), self.store)
 
 
@@ -108,7 +115,7 @@ def local_server(store: Path | None = None, *, port: int = -1, sync_interval: st
             server.stop()
 
 
-def _spawn(store: Path, port: int, sync_interval: str, ports: str) -> subprocess.Popen[bytes]:
+def _spawn(store: Path, port: int, sync_interval: str, more: str, ports: str) -> subprocess.Popen[bytes]:
     config = store / "nats.conf"
     config.write_text(
         _CONFIG.format(
@@ -117,6 +124,7 @@ def _spawn(store: Path, port: int, sync_interval: str, ports: str) -> subprocess
             store=json.dumps(str(store)),
             store_bytes_max=STORE_BYTES_MAX,
             sync_interval=json.dumps(sync_interval),
+            more=more,
         )
     )
     with (store / "nats.log").open("ab") as log, _sole_user(store) as lock:

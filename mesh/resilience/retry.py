@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from tenacity import RetryCallState, Retrying
 from tenacity.wait import wait_base, wait_exponential, wait_random
 
@@ -74,6 +75,26 @@ class Ledger:
     @property
     def retry_at(self) -> float:
         return max((end.retry_at or 0.0 for _, end in self.ended), default=0.0)
+
+    def due_in_s(self, now: float) -> float:
+        """How long until it may be tried again, at the Unix time `now`; zero or less if it may.
+
+        Never longer than the pause that was decided on: the clock that says `now` may be hours behind.
+        """
+        pauses = [(end.at, end.retry_at) for _, end in self.ended if end.retry_at is not None]
+        return max((retry_at - max(now, at) for at, retry_at in pauses), default=0.0)
+
+
+def in_server_time(end: AttemptEnded, stored_at: float) -> AttemptEnded:
+    """The end of an attempt as the server dates it, where the peer that recorded it was ahead; its pause stays.
+
+    By a clock that was hours ahead the next attempt would be hours away.
+    """
+    ahead_s = end.at - stored_at
+    if ahead_s <= 0:
+        return end
+    retry_at = None if end.retry_at is None else end.retry_at - ahead_s
+    return msgspec.structs.replace(end, at=stored_at, retry_at=retry_at)
 
 
 def spent_attempts(ledger: Ledger, attempts: int) -> Failure | None:

@@ -21,6 +21,7 @@ from contracts.task import Task
 from contracts.wire import ContentType
 from contracts.workflow import Closing
 from mesh.bus import control, objects
+from mesh.bus.leader import read_at_leader, standing
 from mesh.bus.ledger import read_ledger, record_began
 from mesh.bus.objects import kept_payload
 from mesh.bus.parks import parked_since
@@ -79,7 +80,7 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
         may_run = ledger.is_last_open and (ledger.last > 0 or not attempt.is_wake)
         if may_run and (owner := await _owner(host, attempt)):
             return HandBack(f"running on {owner}", delay_s=host.settings.ack_wait_s)
-        if (wait := ledger.retry_at - time.time()) > 0.05:
+        if (wait := ledger.due_in_s(time.time())) > 0.05:
             return HandBack("its retry is not due", delay_s=wait)
 
     attempt.number = ledger.last + 1
@@ -184,7 +185,12 @@ async def _known(host: Host, attempt: Attempt) -> Verdict | None:
     """The verdict where a result, or a park, says it all. A woken task's delivery becomes its park."""
     subjects, identity, delivery = host.bus.subjects, attempt.identity, attempt.delivery
     # After a broker's crash a message that was acked may come again and look new, its task parked meanwhile.
-    stored, park = await read_many(host.bus, [subjects.result(identity), subjects.park(identity)])
+    records = [subjects.result(identity), subjects.park(identity)]
+    stored, park = await read_many(host.bus, records)
+    is_unknown = stored is None and (park is None or attempt.is_wake)
+    # A replica that lags must not have a finished task run again: what is younger than this message is its record.
+    if is_unknown and await standing(host.bus, identity, subjects.any_state(identity)) > delivery.sequence:
+        stored, park = [await read_at_leader(host.bus, identity, record) for record in records]
     if park is not None:
         attempt.has_records = True
         attempt.delivery = replace(delivery, payload=park.data, headers=park.headers, stored_at=parked_since(park))
@@ -202,9 +208,11 @@ async def _known(host: Host, attempt: Attempt) -> Verdict | None:
 async def _history(host: Host, attempt: Attempt, as_type: ContentType) -> History:
     subjects, identity = host.bus.subjects, attempt.identity
     attempt.has_records = True
-    closing, ended, saga = await read_many(
-        host.bus, [subjects.step(identity, name) for name in (CLOSING, FAILED, SAGA)]
-    )
+    # At the leader: a replica that lags must not have a task end, or go on, with what it did not undone.
+    records = [subjects.step(identity, name) for name in (CLOSING, FAILED, SAGA)]
+    async with asyncio.TaskGroup() as fibers:
+        reading = [fibers.create_task(read_at_leader(host.bus, identity, record)) for record in records]
+    closing, ended, saga = [asked.result() for asked in reading]
     return History(
         closing=None if closing is None else wire.decode(Closing, closing.data, as_type),
         failed=None if ended is None else wire.decode(Closing, ended.data, as_type),

@@ -14,7 +14,7 @@ from contracts.event import Event, EventKind
 from contracts.objects import Kept
 from contracts.subjects import SESSION, Identity, in_line
 from contracts.task import Sender, Task
-from mesh.bus.connection import Bus
+from mesh.bus.connection import REPLY_WITHIN_S, Bus
 from mesh.bus.lines import RESULT_S_MIN, Mark
 from mesh.bus.objects import readable_payload
 from mesh.bus.pull import Delivery
@@ -283,7 +283,8 @@ class Host:
         while True:
             asked_in = self._trust_round
             try:
-                info: dict[str, Any] = await self.bus.api(f"STREAM.INFO.{self.bus.subjects.stream}")
+                stream = self.bus.subjects.stream
+                info: dict[str, Any] = await self.bus.api(f"STREAM.INFO.{stream}", within_s=REPLY_WITHIN_S)
             except (ApiError, BusUnavailable, PublishUnconfirmed):
                 await self.bus.until_connected()
                 await asyncio.sleep(RETRY_S)

@@ -13,7 +13,8 @@ from contracts.outcome import Status
 from contracts.subjects import AGAIN, Address, Identity, Kind, is_legal_id, stand_in
 from contracts.task import Sender
 from mesh.bus.commit import ack, nak, read_result
-from mesh.bus.parks import publish_wake, standing
+from mesh.bus.leader import standing
+from mesh.bus.parks import publish_wake
 from mesh.bus.pull import Delivery
 from mesh.capability import Capability
 from mesh.context import BlockingContext

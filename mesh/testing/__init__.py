@@ -6,7 +6,8 @@
         async with hosting(agent, settings=settings):
             assert await (await mesh.submit(double, 21)).result() == 42
 
-Needs pytest and pytest-asyncio. `fleet`, `faults`, `kill_points` and `history` are what the fault suite is made of.
+`fixtures` needs pytest and pytest-asyncio. `fleet`, `faults` and their kin, `network`, `kill_points` and `history` are
+what the fault suite is made of; `chaos` puts them together to game days, which `mesh chaos` plays.
 """
 
 from mesh.testing.hosting import eventually, hosting

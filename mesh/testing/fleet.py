@@ -14,7 +14,11 @@ END_WITHIN_S = 30.0
 
 
 class Fleet:
-    """Peers as processes. One that ends is replaced, as an orchestrator would, until the fleet is left."""
+    """Peers as processes. One that ends is replaced, as an orchestrator would, until the fleet is left.
+
+    `envs` are more variables, for each place in the fleet. A peer's standard input ends with this process, so that it
+    can tell when it is left behind.
+    """
 
     def __init__(
         self,
@@ -25,10 +29,11 @@ class Fleet:
         cwd: Path,
         history: History,
         log: Path | None = None,
+        envs: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self._command = command
         self._size = size
-        self._env = dict(env)
+        self._envs = [{**env, **(envs[place] if place < len(envs) else {})} for place in range(size)]
         self._cwd = cwd
         self._history = history
         self._log = log
@@ -42,8 +47,8 @@ class Fleet:
     async def running(self) -> AsyncIterator["Fleet"]:
         """The peers until left; then they are told to drain, and those that do not end are killed."""
         async with asyncio.TaskGroup() as fibers:
-            for _ in range(self._size):
-                fibers.create_task(self._keep_one())
+            for place in range(self._size):
+                fibers.create_task(self._keep_one(place))
             try:
                 yield self
             finally:
@@ -78,12 +83,12 @@ class Fleet:
         """Every process that was ever started, the first ones first."""
         return list(self._spawned)
 
-    async def _keep_one(self) -> None:
+    async def _keep_one(self, place: int) -> None:
         while not self._leaving.is_set():
             await self._may_start.wait()
             if self._leaving.is_set():
                 return
-            process = await self._start()
+            process = await self._start(place)
             self._processes.append(process)
             self._spawned.append(process.pid)
             if self._leaving.is_set():
@@ -94,12 +99,18 @@ class Fleet:
             self._history.add(Entry(What.ENDED, peer=str(process.pid), detail=str(code)))
             self._processes.remove(process)
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        if self._log is None:
-            return await asyncio.create_subprocess_exec(*self._command, env=self._env, cwd=self._cwd)
-        with self._log.open("ab") as log:
+    async def _start(self, place: int) -> asyncio.subprocess.Process:
+        output = self._log or Path(os.devnull)
+        with output.open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *self._command, env=self._env, cwd=self._cwd, stdout=log, stderr=subprocess.STDOUT
+                *self._command,
+                env=self._envs[place],
+                cwd=self._cwd,
+                stdin=subprocess.PIPE,
+                stdout=log if self._log else None,
+                stderr=subprocess.STDOUT if self._log else None,
+                # A session of its own: Ctrl-C is for us to hear, and to pass on.
+                start_new_session=True,
             )
 
     async def _end(self) -> None:

@@ -9,7 +9,8 @@ that file and nothing else:
   told another than stands, or a step of a task came to two values;
 - *left*: still queued, parked without a result, due, or counted by a consumer, when everything should be over;
 - *undue* and *missing*: dead letters that should not, or should, be there;
-- *broken*: peers that ended by themselves, neither drained nor killed.
+- *broken*: peers that ended by themselves, neither drained nor killed;
+- *differing*: replicas of a cluster that do not keep the same (found by asking them, not from the history).
 
 A submission that was attempted and not confirmed may have a result or none. A handler may run more than
 once; its recorded effects (the result, its steps, and the tasks it sends) happen once.
@@ -71,6 +72,9 @@ class What(StrEnum):
     ENDED = "ended"
     """A peer's process is over; `detail` is its exit code."""
     FAULT = "fault"
+    """Something goes wrong: `detail` is the fault's name, `value` the number of the strike, `peer` its target."""
+    HEALED = "healed"
+    """A strike is over: what it broke may work again from here on. `value` is its number."""
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -91,6 +95,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     is_workflow: bool = False
     """Of an attempted task: its runs ask for what is below it."""
     detail: str = ""
+    at: float = 0.0
+    """When it was added: seconds of this machine's monotonic clock, which all its processes share."""
 
 
 class History:
@@ -101,8 +107,9 @@ class History:
         self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
 
     def add(self, entry: Entry) -> None:
-        """Append an entry. It outlives the death of this process."""
-        os.write(self._file, _encoder.encode(entry) + b"\n")
+        """Append an entry, with the time if it has none. It outlives the death of this process."""
+        stamped = entry if entry.at else msgspec.structs.replace(entry, at=round(time.monotonic(), 4))
+        os.write(self._file, _encoder.encode(stamped) + b"\n")
 
     def close(self) -> None:
         os.close(self._file)
@@ -132,6 +139,7 @@ class Findings:
     undue: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+    differing: tuple[str, ...] = ()
     figures: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -292,7 +300,7 @@ def text(value: msgspec.Raw | msgspec.UnsetType) -> str:
     return content.decode() if len(content) <= TOLD_BYTES_MAX else hashlib.sha256(content).hexdigest()
 
 
-_VIOLATIONS = ("lost", "unexpected", "repeated", "left", "undue", "missing", "broken")
+_VIOLATIONS = ("lost", "unexpected", "repeated", "left", "undue", "missing", "broken", "differing")
 # Drained, told to end before it could drain, killed.
 _ORDERLY = ("0", str(-signal.SIGTERM), str(-signal.SIGKILL))
 

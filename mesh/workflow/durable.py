@@ -2,7 +2,8 @@
 
 Nothing is read before it is asked for, and nothing at all on a task's first run: its guarded submission says that
 no record of it can exist. On a replay a verb looks for its own record by subject, pipelined where many are asked for
-at once (agents hold no rights to read a stream at large).
+at once (agents hold no rights to read a stream at large). A replica may lag: that a step is not on record is asked of
+the stream's leader before it runs again; a child that is missed is submitted again, which its guard refuses.
 """
 
 import asyncio
@@ -22,8 +23,9 @@ from contracts.workflow import Signal, Step
 from mesh.bus.commit import read_outcome, stored_type
 from mesh.bus.connection import Bus
 from mesh.bus.echoes import Echoes
+from mesh.bus.leader import read_at_leader
 from mesh.bus.outsized import Taken, whole_outcome, whole_step
-from mesh.bus.records import Stored, read_many
+from mesh.bus.records import Stored, read, read_many
 from mesh.bus.steps import read_step, signal_name, write_step
 from mesh.bus.submit import Submitter
 from mesh.context import Context
@@ -145,8 +147,11 @@ class DurableContext(Context):
         # Parked before its child is submitted, the task would wait for what nobody was asked for.
         with ExitStack() as arming:
             arming.enter_context(self._flow.arming())
-            if not self._is_first and not is_missing:
-                (stored,) = await read_many(self._bus, [self._bus.subjects.result(asked.identity)])
+            if self._is_unwinding or not (self._is_first or is_missing):
+                record = self._bus.subjects.result(asked.identity)
+                # Of what is not found nothing is undone.
+                surely = self._is_unwinding
+                stored = await (read_at_leader(self._bus, self.identity, record) if surely else read(self._bus, record))
                 if stored is not None:
                     self._steps["replayed"].inc()
                     found = await self._whole(asked, self._found(asked, stored))
@@ -184,7 +189,8 @@ class DurableContext(Context):
         self.has_records = True
         if not self._is_first:
             with self._flow.arming():
-                step = await read_step(self._bus, self.identity, name, Step)
+                # A replica that lags must not have a finished step run again, nor end the undoing early.
+                step = await read_step(self._bus, self.identity, name, Step, at_leader=True)
                 if step is not None:
                     step = await whole_step(self._bus, self.identity, step)
             if step is not None:
@@ -229,7 +235,7 @@ class DurableContext(Context):
             self._check_kept(due)
         # Also on the first run: a signal may be there before its task asks for it.
         with self._flow.arming():
-            signal = await read_step(self._bus, self.identity, record, Signal)
+            signal = await read_step(self._bus, self.identity, record, Signal, at_leader=self._is_unwinding)
         if signal is None and self._is_unwinding:
             await self._unwind()
         if signal is None:

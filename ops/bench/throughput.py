@@ -18,19 +18,17 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from mesh import Agent, Mesh
 from mesh.local.server import local_server
 from mesh.peer import Peer
 from mesh.settings import Settings
+from mesh.testing.cluster import local_cluster
 from ops.bench import bare
-from ops.bench.cluster import local_cluster
 
 PEERS = 2
 IN_FLIGHT = 1000
@@ -75,7 +73,7 @@ async def round_trips(call: Callable[[], Awaitable[Any]]) -> tuple[float, float]
 async def compare(url: str, *, tasks: int, rounds: int, replicas: int, slots: int) -> dict[str, float]:
     """Both side by side on one server, in turns."""
     prefix = f"bench{os.getpid()}s{slots}r{replicas}"
-    settings = _settings(url, prefix, replicas)
+    settings = settings_of(url, prefix, replicas)
     payload = "x" * 126  # 128 bytes of JSON
     with ExitStack() as stack:
         for _ in range(PEERS):
@@ -137,10 +135,11 @@ async def work(kind: str, url: str, prefix: str, replicas: int, slots: int) -> N
     if kind == "bare":
         await bare.worker(url, prefix, replicas, slots)
     else:
-        await Peer(agent.hosted, settings=_settings(url, prefix, replicas)).run()
+        await Peer(agent.hosted, settings=settings_of(url, prefix, replicas)).run()
 
 
-def _settings(url: str, prefix: str, replicas: int) -> Settings:
+def settings_of(url: str, prefix: str, replicas: int) -> Settings:
+    """Settings of a mesh that is measured."""
     # Several meshes share the server of one call, so each takes less of its store than it would alone.
     return Settings(nats_url=url, prefix=prefix, replicas=replicas, stream_bytes_max=2**30)
 
@@ -174,8 +173,9 @@ def main() -> None:
     if options.variants:
         if not options.json:
             print("three replicas, sync_interval always:")
-        with tempfile.TemporaryDirectory(prefix="mesh-cluster-") as folder, local_cluster(Path(folder)) as urls:
-            result["three_replicas"] = one(",".join(urls), replicas=3, tasks=options.tasks // 2)
+        with local_cluster() as cluster:
+            _run(cluster.ready())
+            result["three_replicas"] = one(cluster.url, replicas=3, tasks=options.tasks // 2)
     if options.json:
         print(json.dumps(result))
 

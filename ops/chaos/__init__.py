@@ -1,1 +1,1 @@
-"""Things broken on purpose, with figures: each module is a program, and says what it shows."""
+"""Things that go wrong on purpose, each measured: what is lost, what is repeated, and for how long nothing moves."""

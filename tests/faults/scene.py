@@ -3,32 +3,31 @@
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from nats.aio.msg import Msg
 
-from contracts import headers as names
-from contracts.outcome import Outcome
-from contracts.subjects import Identity
 from mesh.bus import topology
 from mesh.client import Mesh
-from mesh.local.server import local_server
+from mesh.local.server import LocalServer, local_server
 from mesh.settings import Settings
 from mesh.testing import eventually
-from mesh.testing.faults import Scene, submit_surely
+from mesh.testing.cluster import Cluster, local_cluster
+from mesh.testing.faults import Scene
 from mesh.testing.fleet import Fleet
-from mesh.testing.history import Entry, Findings, History, What, check, observe, text
+from mesh.testing.history import History, What
 from mesh.testing.kill_points import Point
+from mesh.testing.witness import QUIET_WITHIN_S, ask, findings, listening
 from tests.faults.workload import Orders
+
+__all__ = ["ACK_WAIT_S", "QUIET_WITHIN_S", "ask", "findings", "scene", "seed", "settings"]
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED_VARIABLE = "MESH_SEED"
 ACK_WAIT_S = 1.5
-QUIET_WITHIN_S = 120.0
 READY_WITHIN_S = 60.0
 
 
@@ -55,11 +54,12 @@ async def scene(
     times_max: int | None = None,
     pauses: Mapping[Point, float] | None = None,
     workload: str = "tests.faults.workload",
+    cluster: bool = False,
     **changes: Any,
 ) -> AsyncIterator[Scene]:
     """Everything a fault test needs, with `peers` of them ready; `changes` are to the settings.
 
-    What it leaves behind is in `folder`.
+    One server, or with `cluster` three nodes and three replicas of everything. What it leaves behind is in `folder`.
     """
     orders = Orders(
         history=str(folder / "history.jsonl"),
@@ -69,8 +69,12 @@ async def scene(
         times_max=times_max,
         pauses=dict(pauses or {}),
     )
-    with local_server(folder / "store") as server, History(Path(orders.history)) as history:
-        ours = settings(server.url, **changes)
+    standing: AbstractContextManager[LocalServer | Cluster]
+    standing = local_cluster(folder / "store") if cluster else local_server(folder / "store")
+    with standing as server, History(Path(orders.history)) as history:
+        if isinstance(server, Cluster):
+            await server.ready()
+        ours = settings(server.url, replicas=len(server.nodes), **changes)
         fleet = Fleet(
             [sys.executable, "-m", workload, msgspec.json.encode(orders).decode()],
             size=peers,
@@ -81,64 +85,9 @@ async def scene(
         )
         async with Mesh.connect(settings=ours) as client:
             await topology.ensure(client.bus, topology.streams(ours))
-            await client.bus.nc.subscribe(ours.subjects.result_echo[1], cb=_recorder(client, history))
-            async with fleet.running():
+            async with listening(client.bus, history), fleet.running():
                 await eventually(lambda: len(history.read(What.READY)) >= peers, within_s=READY_WITHIN_S)
                 yield Scene(fleet, server, client, history, random.Random(seed))
-
-
-async def ask(
-    scene: Scene,
-    capability: str,
-    key: str,
-    payload: Any = None,
-    *,
-    patience_s: float | None = None,
-    is_doomed: bool = False,
-    is_workflow: bool = False,
-    deadline_s: float | None = None,
-) -> Outcome:
-    """Submit a task until that is confirmed, wait for its outcome, and record both."""
-    task = Identity(capability, key)
-    scene.history.add(Entry(What.ATTEMPTED, task=str(task), is_doomed=is_doomed, is_workflow=is_workflow))
-    if not is_doomed:
-        scene.submitted.append((task, payload))
-    handle = await submit_surely(scene.client, task, payload, patience_s=patience_s, deadline_s=deadline_s)
-    scene.history.add(Entry(What.CONFIRMED, task=str(task), is_new=handle.is_new))
-    outcome: Outcome = await handle.outcome()
-    scene.history.add(Entry(What.ANSWERED, task=str(task), status=outcome.status, value=text(outcome.value)))
-    return outcome
-
-
-async def findings(scene: Scene, *, within_s: float = QUIET_WITHIN_S) -> Findings:
-    """What the history proves, once nothing moves any more or `within_s` seconds are over."""
-    bus = scene.client.bus
-
-    async def is_quiet() -> bool:
-        for pattern in (bus.subjects.tasks_of(), *bus.subjects.wakes_of("*")):
-            if await topology.queued(bus, pattern):
-                return False
-        consumers = [f"{bus.subjects.stream}.{name}" for name in await topology.served(bus)]
-        for name in (*consumers, f"{bus.subjects.timer_stream}.{topology.TIMEKEEPER}"):
-            consumer = await bus.api(f"CONSUMER.INFO.{name}")
-            if consumer["num_pending"] or consumer["num_ack_pending"]:
-                return False
-        return True
-
-    # What is left when the time is over is for the checker to tell.
-    with suppress(AssertionError):
-        await eventually(is_quiet, within_s=within_s, every_s=0.2)
-    await observe(bus, scene.history)
-    return check(scene.history.read())
-
-
-def _recorder(client: Mesh, history: History) -> Callable[[Msg], Awaitable[None]]:
-    async def record(message: Msg) -> None:
-        task = client.bus.subjects.parse(message.subject).identity
-        sequence = int((message.headers or {}).get(names.SEQUENCE, 0))
-        history.add(Entry(What.ECHOED, task=str(task), sequence=sequence))
-
-    return record
 
 
 def _environment(ours: Settings) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The long run: thousands of tasks under every fault at once, then the checker.
 
     python -m tests.faults.storm --tasks 10000 --seed 7 --json
+    python -m tests.faults.storm --tasks 5000 --seed 7 --cluster
 
 Ends with 0 if every promise held. The same seed gives the same plan of faults; when each strikes is measured
 in answered tasks, not in seconds, but the machine's own timing is not repeated.
@@ -23,11 +24,15 @@ from mesh.testing.faults import (
     DrainPeer,
     Fault,
     FreezeBroker,
+    FreezeLeader,
     FreezePeer,
+    KillAll,
     KillBroker,
+    KillLeader,
     KillPeer,
     RestartBroker,
     Scene,
+    StepDown,
     SubmitAgain,
 )
 from mesh.testing.history import Findings
@@ -46,6 +51,16 @@ QUICK: tuple[tuple[Fault, int], ...] = (
     (CancelTask(), 10),
 )
 EVERYTHING = (*QUICK, (FreezeBroker(for_s=1.5 * REPLY_WITHIN_S), 1))
+ELECTED_WITHIN_S = 9.0
+"""How long a node must stand still for another one to be elected, at most."""
+ON_A_CLUSTER: tuple[tuple[Fault, int], ...] = (
+    *EVERYTHING,
+    (KillLeader(), 2),
+    (KillLeader(for_s=3.0), 2),
+    (StepDown(), 2),
+    (FreezeLeader(for_s=ELECTED_WITHIN_S), 1),
+    (KillAll(), 1),
+)
 POINTS = {
     Point.UNCOMMITTED: 0.001,
     Point.COMMITTED: 0.002,
@@ -68,11 +83,12 @@ class Plan:
     refused: int = 10
     faults: tuple[tuple[Fault, int], ...] = EVERYTHING
     points: dict[Point, float] = field(default_factory=lambda: dict(POINTS))
+    cluster: bool = False
 
 
 async def storm(plan: Plan, folder: Path, *, within_s: float, is_told: bool = False) -> Findings:
     """What a storm's history proves. Past `within_s` seconds it is ended and judged as it stands."""
-    async with scene(folder, peers=plan.peers, seed=plan.seed, points=plan.points) as here:
+    async with scene(folder, peers=plan.peers, seed=plan.seed, points=plan.points, cluster=plan.cluster) as here:
         weather = Weather(plan, here, is_told=is_told)
         try:
             async with asyncio.timeout(within_s), asyncio.TaskGroup() as fibers:
@@ -162,6 +178,8 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--peers", type=int, default=4)
     parser.add_argument("--strike-every", type=int, default=50, help="answered tasks between two faults, about")
+    parser.add_argument("--cluster", action="store_true", help="three nodes, three replicas, and faults of their own")
+    parser.add_argument("--in-flight", type=int, default=300)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--within-s", type=float, default=1_800.0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -171,6 +189,9 @@ def main() -> int:
         tasks=wanted.tasks,
         seed=seed() if wanted.seed is None else wanted.seed,
         peers=wanted.peers,
+        in_flight=wanted.in_flight,
+        faults=ON_A_CLUSTER if wanted.cluster else EVERYTHING,
+        cluster=wanted.cluster,
         strike_every=wanted.strike_every,
     )
     began = time.monotonic()

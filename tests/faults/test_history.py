@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mesh.testing.history import Entry, History, What, check
@@ -49,11 +50,23 @@ def test_a_violation_is_named(violated: str, entries: list[Entry]) -> None:
 
 def test_a_history_is_read_as_it_was_written_and_a_line_under_way_is_left(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
+    first, second = (msgspec.structs.replace(entry, at=at) for entry, at in ((STANDS, 1.0), (ASKED[0], 2.0)))
     with History(path) as history, History(path) as other:
-        history.add(STANDS)
-        other.add(ASKED[0])
+        history.add(first)
+        other.add(second)
         with path.open("ab") as file:
             file.write(b'{"what":"ra')
 
-        assert history.read() == [STANDS, ASKED[0]]
-        assert history.read(What.ATTEMPTED) == [ASKED[0]]
+        assert history.read() == [first, second]
+        assert history.read(What.ATTEMPTED) == [second]
+
+
+def test_an_entry_without_a_time_gets_one_that_does_not_go_back(tmp_path: Path) -> None:
+    with History(tmp_path / "history.jsonl") as history:
+        for entry in ASKED:
+            history.add(entry)
+
+        times = [entry.at for entry in history.read()]
+
+    assert times[0] > 0
+    assert times == sorted(times)

@@ -18,6 +18,7 @@ from mesh.resilience.retry import (
     THROTTLED_WAIT_S_MAX,
     WAIT_S_MAX,
     Ledger,
+    in_server_time,
     spent_attempts,
     spent_throttles,
     throttled_wait_s,
@@ -230,3 +231,39 @@ def test_whatever_a_strategy_says_the_wait_is_a_time_of_at_most_thirty_days(said
             return said
 
     assert 0 <= wait_s(Says(), failed) <= WAIT_S_MAX
+
+
+times = st.integers(0, 10**6).map(float)
+
+
+def failed_at(at: float, pause_s: float) -> AttemptEnded:
+    return AttemptEnded(how=Ended.FAILED, peer="p", at=at, retry_at=at + pause_s)
+
+
+@given(times, st.integers(0, 100), times, times)
+def test_no_clock_makes_a_retry_wait_longer_than_its_pause(
+    written_at: float, pause_s: int, stored_at: float, now: float
+) -> None:
+    ledger = Ledger(ended=((1, in_server_time(failed_at(written_at, pause_s), stored_at)),))
+
+    assert ledger.due_in_s(now) <= pause_s
+
+
+@given(times, st.integers(0, 100), times, st.integers(0, 1_000))
+def test_where_the_clock_here_is_right_one_that_was_ahead_puts_nothing_off(
+    stored_at: float, pause_s: int, ahead_s: float, since_s: int
+) -> None:
+    end = in_server_time(failed_at(stored_at + ahead_s, pause_s), stored_at)
+
+    assert Ledger(ended=((1, end),)).due_in_s(stored_at + since_s) == pause_s - since_s
+
+
+@given(times, st.integers(0, 100), st.integers(0, 100))
+def test_an_end_that_was_stored_after_it_was_written_stays_as_it_was(at: float, pause_s: int, later_s: int) -> None:
+    end = failed_at(at, pause_s)
+
+    assert in_server_time(end, at + later_s) == end
+
+
+def test_without_a_pause_on_record_it_is_due() -> None:
+    assert Ledger().due_in_s(5.0) == 0

@@ -1,0 +1,238 @@
+"""What clients of a three-node cluster see when the node that leads the mesh's stream dies, or steps down.
+
+    python -m ops.chaos.leader_kill [--rounds 5] [--json] [--peers 2]
+
+Three nodes on loopback, three replicas, `sync_interval: always`; peers as processes. One client submits one task
+after another and waits for each, another keeps 50 in flight. In each round the leader is killed with SIGKILL and comes
+back after some seconds, or is told to step down. Told are, for each round, the longest time in which no submission was
+confirmed, the longest in which no result came, and what a single task took at most; in the end, over all tasks:
+confirmed ones without a result (*lost*), and results that were stored twice (*repeated*).
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+
+from contracts import headers as names
+from contracts.subjects import Identity
+from mesh import Agent, Mesh
+from mesh.bus import topology
+from mesh.bus.commit import read_result
+from mesh.bus.replies import ApiError
+from mesh.errors import BusUnavailable, Overloaded, PublishUnconfirmed
+from mesh.peer import Peer
+from mesh.settings import Settings
+from mesh.testing import eventually
+from mesh.testing.cluster import Cluster, local_cluster, stream_leader
+
+IN_FLIGHT = 50
+STEADY_S = 3.0
+AWAY_S = 2.0
+MOVES_WITHIN_S = 60.0
+PREFIX = "failover"
+
+agent = Agent("failover", version="1")
+
+
+@agent.handles("echo", concurrency=50, timeout_s=60)
+async def echo(number: int) -> int:
+    await asyncio.sleep(0.005)
+    return number
+
+
+@dataclass
+class Seen:
+    """What one client saw: when each submission was confirmed, when each result came, and how long each took."""
+
+    confirmed: dict[str, float] = field(default_factory=dict)
+    answered: dict[str, float] = field(default_factory=dict)
+    took: list[tuple[float, float, float]] = field(default_factory=list)
+    """When a task was begun, and the seconds until it was confirmed and until its result came."""
+    failures: int = 0
+    """Submissions that were told unconfirmed or unavailable, and were repeated."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One leader less."""
+
+    how: str
+    elected_s: float
+    """Until another node led the stream."""
+    submit_stall_s: float
+    result_stall_s: float
+    task_max_s: float
+    """What one task took at most, from its submission to its result."""
+
+
+async def ask(mesh: Mesh, seen: Seen, key: str, number: int) -> None:
+    """One task from its submission to its result, repeated as it is while nobody confirms it."""
+    began = time.monotonic()
+    while True:
+        try:
+            handle = await mesh.submit(echo, number, key=key)
+            break
+        except (BusUnavailable, PublishUnconfirmed, Overloaded):
+            seen.failures += 1
+    confirmed = seen.confirmed[key] = time.monotonic()
+    await handle.result()
+    answered = seen.answered[key] = time.monotonic()
+    seen.took.append((began, confirmed - began, answered - began))
+
+
+async def keep_asking(mesh: Mesh, seen: Seen, name: str, stop: asyncio.Event) -> None:
+    number = 0
+    while not stop.is_set():
+        number += 1
+        await ask(mesh, seen, f"{name}-{number}", number)
+
+
+def longest_gap(moments: list[float], since: float, until: float) -> float:
+    """The longest time without any of the moments."""
+    inside = [since, *sorted(moment for moment in moments if since < moment < until), until]
+    return max(later - earlier for earlier, later in itertools.pairwise(inside))
+
+
+async def strike(how: str, cluster: Cluster, watching: Mesh, seen: list[Seen]) -> Round:
+    """Have the leader go, wait until things move again, and tell what was seen meanwhile."""
+    stream = watching.bus.subjects.stream
+    leader = await cluster.leader_of(stream)
+    await asyncio.sleep(STEADY_S)  # what is measured is the time
+    struck = time.monotonic()
+    if how == "kill":
+        await asyncio.to_thread(cluster.nodes[leader].kill)
+    else:
+        await watching.bus.api(f"STREAM.LEADER.STEPDOWN.{stream}")
+    while await stream_leader(watching.bus, stream) == leader:  # noqa: ASYNC110  # there is no event to wait for
+        await asyncio.sleep(0.01)
+    elected = time.monotonic()
+    for one in seen:
+        await eventually(
+            lambda one=one: max(one.answered.values()) > elected and one.took[-1][0] > elected, within_s=MOVES_WITHIN_S
+        )
+    await asyncio.sleep(AWAY_S)  # what is measured is the time
+    if how == "kill":
+        await asyncio.to_thread(cluster.nodes[leader].restart)
+    await asyncio.sleep(STEADY_S)  # what is measured is the time
+    await eventually(lambda: _is_level(watching), within_s=MOVES_WITHIN_S, every_s=0.2)
+    until = time.monotonic()
+    return Round(
+        how=how,
+        elected_s=round(elected - struck, 2),
+        submit_stall_s=round(max(longest_gap(list(one.confirmed.values()), struck, until) for one in seen), 2),
+        result_stall_s=round(max(longest_gap(list(one.answered.values()), struck, until) for one in seen), 2),
+        task_max_s=round(max(took for one in seen for began, _, took in one.took if began + took > struck), 2),
+    )
+
+
+async def _is_level(mesh: Mesh) -> bool:
+    """Whether every replica of the stream is there and current."""
+    try:
+        info = await mesh.bus.api(f"STREAM.INFO.{mesh.bus.subjects.stream}")
+    except (ApiError, BusUnavailable, PublishUnconfirmed):
+        return False
+    replicas = info["cluster"].get("replicas") or ()
+    return bool(info["cluster"].get("leader")) and all(one["current"] and not one.get("offline") for one in replicas)
+
+
+async def run(cluster: Cluster, *, rounds: int) -> dict[str, object]:
+    """Rounds of kills, then as many of step-downs, and what they come to."""
+    settings = _settings(cluster.url)
+    seen = [Seen(), Seen()]
+    stored: dict[str, set[int]] = defaultdict(set)
+    told: list[Round] = []
+    stop = asyncio.Event()
+    async with Mesh.connect(settings=settings) as watching, Mesh.connect(settings=settings) as one_by_one:
+        subjects = watching.bus.subjects
+
+        def echoed(subject: str, _: bytes, headers: dict[str, str]) -> None:
+            stored[subject].add(int(headers.get(names.SEQUENCE, 0)))
+
+        async with (
+            Mesh.connect(settings=settings) as many_at_once,
+            watching.bus.listening(subjects.result_echo[1], echoed),
+            asyncio.TaskGroup() as fibers,
+        ):
+            await topology.ensure(watching.bus, topology.streams(settings))
+            await ask(one_by_one, Seen(), "first", 0)
+            fibers.create_task(keep_asking(one_by_one, seen[0], "one", stop))
+            for number in range(IN_FLIGHT):
+                fibers.create_task(keep_asking(many_at_once, seen[1], f"many{number}", stop))
+            await eventually(lambda: all(one.answered for one in seen), within_s=MOVES_WITHIN_S)
+            for how in ("kill", "step-down"):
+                for _ in range(rounds):
+                    told.append(await strike(how, cluster, watching, seen))
+                    sys.stderr.write(f"{told[-1]}\n")
+            stop.set()
+        confirmed = [key for one in seen for key in one.confirmed]
+        lost = [key for key in confirmed if await read_result(watching.bus, Identity("echo", key)) is None]
+        differing = await cluster.differing(subjects.stream)
+    before = sorted(took for one in seen[:1] for _, _, took in one.took)
+    return {
+        "tasks": len(confirmed),
+        "lost": len(lost),
+        "repeated": sum(len(sequences) > 1 for sequences in stored.values()),
+        "unanswered": sum(len(one.confirmed) - len(one.answered) for one in seen),
+        "differing_replicas": len(differing),
+        "failed_submissions": sum(one.failures for one in seen),
+        "round_trip_p50_ms": round(statistics.median(before) * 1e3, 2),
+        **{
+            how: {
+                name: {"p50": round(statistics.median(figures), 2), "max": max(figures)}
+                for name in ("elected_s", "submit_stall_s", "result_stall_s", "task_max_s")
+                if (figures := [getattr(one, name) for one in told if one.how == how])
+            }
+            for how in ("kill", "step-down")
+        },
+        "rounds": [asdict(one) for one in told],
+    }
+
+
+@contextmanager
+def peers(url: str, count: int) -> Iterator[None]:
+    """Peers as processes until left."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            command = [sys.executable, "-m", "ops.chaos.leader_kill", "--peer", url]
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        yield
+
+
+def _settings(url: str) -> Settings:
+    return Settings(nats_url=url, prefix=PREFIX, replicas=3, stream_bytes_max=2**30)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", type=int, default=2)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--peer", metavar="URL", help=argparse.SUPPRESS)
+    wanted = parser.parse_args()
+    if wanted.peer:
+        asyncio.run(Peer(agent.hosted, settings=_settings(wanted.peer)).run())
+        return 0
+    for name in [name for name in os.environ if name.startswith("MESH_")]:
+        del os.environ[name]
+    with local_cluster() as cluster:
+        asyncio.run(cluster.ready())
+        with peers(cluster.url, wanted.peers):
+            found = asyncio.run(run(cluster, rounds=wanted.rounds))
+    sys.stdout.write((json.dumps(found) if wanted.json else json.dumps(found, indent=1)) + "\n")
+    return 1 if found["lost"] or found["repeated"] or found["differing_replicas"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
