@@ -35,7 +35,7 @@ async def read(bus: Bus, subject: str, *, stream: str = "") -> Stored | None:
     endpoint = f"$JS.API.DIRECT.GET.{stream or bus.subjects.stream}.{subject}"
     while True:
         try:
-            return _stored(await bus.request(endpoint))
+            return _found(await bus.request(endpoint))
         except (BusUnavailable, PublishUnconfirmed):
             await bus.until_connected()
             await asyncio.sleep(RETRY_S)
@@ -59,7 +59,7 @@ async def read_many(bus: Bus, subjects: Iterable[str], *, stream: str = "") -> l
         if message is None or _status(message) == "503":
             found.append(await read(bus, subject, stream=stream))
         else:
-            found.append(_stored(message))
+            found.append(_found(message))
     return found
 
 
@@ -87,7 +87,6 @@ async def read_range(bus: Bus, stream: str, filter_subject: str, *, batch: int =
                         return
                     break
                 stored = _stored(message)
-                assert stored is not None
                 count += 1
                 sequence = stored.sequence + 1
                 yield stored
@@ -116,9 +115,11 @@ def _status(message: Msg) -> str | None:
     return message.headers.get(names.STATUS) if message.headers else None
 
 
-def _stored(message: Msg) -> Stored | None:
-    if _status(message) is not None:
-        return None
+def _found(message: Msg) -> Stored | None:
+    return None if _status(message) is not None else _stored(message)
+
+
+def _stored(message: Msg) -> Stored:
     found = message.headers or {}
     return Stored(
         subject=found.get(names.SUBJECT, ""),

@@ -172,7 +172,8 @@ class Host:
     running: dict[Identity, Attempt] = field(default_factory=dict)
     trusted_above: int = NOTHING_TRUSTED
     """First deliveries of guarded messages stored after this sequence need no look for a record."""
-    _trust_round: int = 0
+    trust_round: int = 0
+    """How often trust was lost until now."""
     _surveyed: asyncio.Event = field(default_factory=lambda: _set(asyncio.Event()))
     _elsewhere: dict[Identity, str] = field(default_factory=dict)
     _elsewhere_until: float = 0.0
@@ -245,7 +246,7 @@ class Host:
     def distrust(self) -> None:
         """Look for a record before every run, until `learn_watermark` and `survey` have been called again."""
         self.trusted_above = NOTHING_TRUSTED
-        self._trust_round += 1
+        self.trust_round += 1
         self._surveyed.clear()
 
     async def survey(self) -> None:
@@ -256,7 +257,7 @@ class Host:
         """
         if self._surveyed.is_set():
             return
-        asked_in = self._trust_round
+        asked_in = self.trust_round
         question = wire.encode(WhoRuns())
         answers = await self.bus.gather(self.bus.subjects.ctl("all", "who-runs"), question, within_s=SURVEY_S)
         self._elsewhere = {
@@ -266,7 +267,7 @@ class Host:
             if runs.peer != self.peer
         }
         self._elsewhere_until = time.monotonic() + self.settings.ack_wait_s
-        if asked_in == self._trust_round:
+        if asked_in == self.trust_round:
             self._surveyed.set()
 
     async def runs_elsewhere(self, task: Identity) -> str:
@@ -281,7 +282,7 @@ class Host:
         after we connected cannot have been acked by anyone before.
         """
         while True:
-            asked_in = self._trust_round
+            asked_in = self.trust_round
             try:
                 stream = self.bus.subjects.stream
                 info: dict[str, Any] = await self.bus.api(f"STREAM.INFO.{stream}", within_s=REPLY_WITHIN_S)
@@ -289,7 +290,7 @@ class Host:
                 await self.bus.until_connected()
                 await asyncio.sleep(RETRY_S)
                 continue
-            if asked_in == self._trust_round:
+            if asked_in == self.trust_round:
                 self.trusted_above = info["state"]["last_seq"]
                 return
 

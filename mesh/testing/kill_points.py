@@ -1,5 +1,6 @@
 """Named points at which a peer dies: on the way from an outcome to its ack, of a step to its record, of a wait to its
-park, or of its end to a wake. `KillPoints` runs inside a peer, and may also let it dawdle there, or lose the ack.
+park, or of its end to a wake. `KillPoints` runs inside a peer, and may also let it dawdle there, lose the ack, or have
+it read from a replica that lags.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from typing import Any
 
 from contracts.subjects import Identity, Kind
 from mesh.bus import commit as door
-from mesh.bus import parks
+from mesh.bus import parks, records
 from mesh.bus.connection import Bus
 from mesh.bus.pull import Delivery
 from mesh.runtime import intake, settle, timekeeper
@@ -22,7 +23,7 @@ from mesh.workflow import durable
 
 
 class Point(StrEnum):
-    """Where a peer can die, or dawdle; the last only loses an ack."""
+    """Where a peer can die, or dawdle; the last two only lose an ack, and a record that is read."""
 
     UNCOMMITTED = "uncommitted"
     COMMITTED = "committed"
@@ -44,6 +45,8 @@ class Point(StrEnum):
     AGAIN_WOKEN = "again-woken"
     """A wake that met another one was published as a wake, if none stood, and is not settled itself."""
     ACK_LOST = "ack-lost"
+    LAGGED = "lagged"
+    """A record that stands is not found, as on a replica that has not come so far."""
 
 
 @dataclass(slots=True)
@@ -104,6 +107,8 @@ class KillPoints:
             self._surround(module, "wake", after=Point.WOKEN)
         for module in (settle, intake, timekeeper):
             self._lose_acks(module)
+        if self.chances.get(Point.LAGGED):
+            self._let_replicas_lag()
 
     def _surround(self, module: Any, name: str, *, before: Point | None = None, after: Point) -> None:
         """Put points before and after a function that a module calls with a bus and what it is about."""
@@ -129,6 +134,18 @@ class KillPoints:
                 await ack(bus, delivery)
 
         module.ack = ack_or_lose
+
+    def _let_replicas_lag(self) -> None:
+        found = records._found
+
+        def found_or_not(message: Any) -> Any:
+            stands = found(message)
+            if stands is not None and self._happens(Point.LAGGED):
+                self.history.add(Entry(What.FAULT, peer=self.peer, detail=Point.LAGGED))
+                return None
+            return stands
+
+        records._found = found_or_not
 
     def _happens(self, point: Point) -> bool:
         if self.dice.random() >= self.chances.get(point, 0.0):

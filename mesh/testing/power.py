@@ -72,7 +72,7 @@ def disk(folder: Path) -> Iterator[Disk]:
 
 
 def _run(command: str, *arguments: str) -> None:
-    found = shutil.which(command, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    found = shutil.which(command) or shutil.which(command, path="/usr/sbin:/sbin")
     if found is None:
         raise SetupError(f"a disk whose power can be cut needs {command}")
     done = subprocess.run([found, *arguments], capture_output=True, text=True, check=False)

@@ -1,12 +1,13 @@
 """What clients of a three-node cluster see when the node that leads the mesh's stream dies, or steps down.
 
-    python -m ops.chaos.leader_kill [--rounds 5] [--json] [--peers 2]
+    python -m ops.chaos.leader_kill [--rounds 5] [--how kill,step-down,kill-follower,kill-peer] [--json]
 
 Three nodes on loopback, three replicas, `sync_interval: always`; peers as processes. One client submits one task
 after another and waits for each, another keeps 50 in flight. In each round the leader is killed with SIGKILL and comes
-back after some seconds, or is told to step down. Told are, for each round, the longest time in which no submission was
-confirmed, the longest in which no result came, and what a single task took at most; in the end, over all tasks:
-confirmed ones without a result (*lost*), and results that were stored twice (*repeated*).
+back after some seconds, or is told to step down; to compare, another node is killed, or a peer, which is replaced. Told
+are, for each round, the longest time in which no submission was confirmed, the longest in which no result came, and
+what a single task took at most; in the end, over all tasks: confirmed ones without a result (*lost*), and results that
+were stored twice (*repeated*).
 """
 
 import argparse
@@ -19,8 +20,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 from contracts import headers as names
@@ -40,6 +41,8 @@ STEADY_S = 3.0
 AWAY_S = 2.0
 MOVES_WITHIN_S = 60.0
 PREFIX = "failover"
+HOW = ("kill", "step-down")
+EVERY_HOW = (*HOW, "kill-follower", "kill-peer")
 
 agent = Agent("failover", version="1")
 
@@ -68,7 +71,7 @@ class Round:
 
     how: str
     elected_s: float
-    """Until another node led the stream."""
+    """Until another node led the stream; 0 where the leader stayed."""
     submit_stall_s: float
     result_stall_s: float
     task_max_s: float
@@ -103,26 +106,30 @@ def longest_gap(moments: list[float], since: float, until: float) -> float:
     return max(later - earlier for earlier, later in itertools.pairwise(inside))
 
 
-async def strike(how: str, cluster: Cluster, watching: Mesh, seen: list[Seen]) -> Round:
-    """Have the leader go, wait until things move again, and tell what was seen meanwhile."""
+async def strike(how: str, cluster: Cluster, staff: "Peers", watching: Mesh, seen: list[Seen]) -> Round:
+    """Have somebody go, wait until things move again, and tell what was seen meanwhile."""
     stream = watching.bus.subjects.stream
     leader = await cluster.leader_of(stream)
     await asyncio.sleep(STEADY_S)  # what is measured is the time
+    killed = {"kill": leader, "kill-follower": (leader + 1) % len(cluster.nodes)}.get(how)
     struck = time.monotonic()
-    if how == "kill":
-        await asyncio.to_thread(cluster.nodes[leader].kill)
+    if killed is not None:
+        await asyncio.to_thread(cluster.nodes[killed].kill)
+    elif how == "kill-peer":
+        staff.replace_one()
     else:
         await watching.bus.api(f"STREAM.LEADER.STEPDOWN.{stream}")
-    while await stream_leader(watching.bus, stream) == leader:  # noqa: ASYNC110  # there is no event to wait for
-        await asyncio.sleep(0.01)
-    elected = time.monotonic()
+    if how in ("kill", "step-down"):
+        while await stream_leader(watching.bus, stream) == leader:  # noqa: ASYNC110  # there is no event to wait for
+            await asyncio.sleep(0.01)
+    elected = time.monotonic() if how in ("kill", "step-down") else struck
     for one in seen:
         await eventually(
             lambda one=one: max(one.answered.values()) > elected and one.took[-1][0] > elected, within_s=MOVES_WITHIN_S
         )
     await asyncio.sleep(AWAY_S)  # what is measured is the time
-    if how == "kill":
-        await asyncio.to_thread(cluster.nodes[leader].restart)
+    if killed is not None:
+        await asyncio.to_thread(cluster.nodes[killed].restart)
     await asyncio.sleep(STEADY_S)  # what is measured is the time
     await eventually(lambda: _is_level(watching), within_s=MOVES_WITHIN_S, every_s=0.2)
     until = time.monotonic()
@@ -145,8 +152,8 @@ async def _is_level(mesh: Mesh) -> bool:
     return bool(info["cluster"].get("leader")) and all(one["current"] and not one.get("offline") for one in replicas)
 
 
-async def run(cluster: Cluster, *, rounds: int) -> dict[str, object]:
-    """Rounds of kills, then as many of step-downs, and what they come to."""
+async def run(cluster: Cluster, staff: "Peers", *, hows: Sequence[str], rounds: int) -> dict[str, object]:
+    """So many rounds of each, and what they come to."""
     settings = _settings(cluster.url)
     seen = [Seen(), Seen()]
     stored: dict[str, set[int]] = defaultdict(set)
@@ -169,9 +176,9 @@ async def run(cluster: Cluster, *, rounds: int) -> dict[str, object]:
             for number in range(IN_FLIGHT):
                 fibers.create_task(keep_asking(many_at_once, seen[1], f"many{number}", stop))
             await eventually(lambda: all(one.answered for one in seen), within_s=MOVES_WITHIN_S)
-            for how in ("kill", "step-down"):
+            for how in hows:
                 for _ in range(rounds):
-                    told.append(await strike(how, cluster, watching, seen))
+                    told.append(await strike(how, cluster, staff, watching, seen))
                     sys.stderr.write(f"{told[-1]}\n")
             stop.set()
         confirmed = [key for one in seen for key in one.confirmed]
@@ -192,22 +199,43 @@ async def run(cluster: Cluster, *, rounds: int) -> dict[str, object]:
                 for name in ("elected_s", "submit_stall_s", "result_stall_s", "task_max_s")
                 if (figures := [getattr(one, name) for one in told if one.how == how])
             }
-            for how in ("kill", "step-down")
+            for how in hows
         },
         "rounds": [asdict(one) for one in told],
     }
 
 
+class Peers:
+    """Peers as processes."""
+
+    def __init__(self, url: str, count: int) -> None:
+        self._command = [sys.executable, "-m", "ops.chaos.leader_kill", "--peer", url]
+        self._processes = [self._start() for _ in range(count)]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, stderr=subprocess.DEVNULL)
+
+    def replace_one(self) -> None:
+        """Kill the oldest one, and start another, as an orchestrator would."""
+        oldest = self._processes.pop(0)
+        oldest.kill()
+        oldest.wait()
+        self._processes.append(self._start())
+
+    def kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
 @contextmanager
-def peers(url: str, count: int) -> Iterator[None]:
-    """Peers as processes until left."""
-    with ExitStack() as stack:
-        for _ in range(count):
-            command = [sys.executable, "-m", "ops.chaos.leader_kill", "--peer", url]
-            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-        yield
+def peers(url: str, count: int) -> Iterator[Peers]:
+    """Peers until left."""
+    staff = Peers(url, count)
+    try:
+        yield staff
+    finally:
+        staff.kill()
 
 
 def _settings(url: str) -> Settings:
@@ -217,6 +245,7 @@ def _settings(url: str) -> Settings:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--how", default=",".join(HOW), help=f"of {', '.join(EVERY_HOW)}, comma-separated")
     parser.add_argument("--peers", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--peer", metavar="URL", help=argparse.SUPPRESS)
@@ -224,12 +253,15 @@ def main() -> int:
     if wanted.peer:
         asyncio.run(Peer(agent.hosted, settings=_settings(wanted.peer)).run())
         return 0
+    hows = wanted.how.split(",")
+    if unknown := set(hows) - set(EVERY_HOW):
+        parser.error(f"--how: {', '.join(sorted(unknown))} is none of {', '.join(EVERY_HOW)}")
     for name in [name for name in os.environ if name.startswith("MESH_")]:
         del os.environ[name]
     with local_cluster() as cluster:
         asyncio.run(cluster.ready())
-        with peers(cluster.url, wanted.peers):
-            found = asyncio.run(run(cluster, rounds=wanted.rounds))
+        with peers(cluster.url, wanted.peers) as staff:
+            found = asyncio.run(run(cluster, staff, hows=hows, rounds=wanted.rounds))
     sys.stdout.write((json.dumps(found) if wanted.json else json.dumps(found, indent=1)) + "\n")
     return 1 if found["lost"] or found["repeated"] or found["differing_replicas"] else 0
 

@@ -133,14 +133,21 @@ class Submitters:
 
 
 async def storm(
-    folder: Path, *, tasks: int, lines: int, faults: Sequence[Fault], every_s: float, within_s: float
+    folder: Path,
+    *,
+    tasks: int,
+    lines: int,
+    faults: Sequence[Fault],
+    every_s: float,
+    within_s: float,
+    cluster: bool = False,
 ) -> tuple[Findings, list[str]]:
     """What the history of two submitters into several lines proves."""
     chosen = seed()
     began = time.monotonic()
     async with scene(
         folder, peers=4, seed=chosen, workload="tests.faults.lines", points=POINTS, pauses=PAUSES, hot_wait_s=0.2,
-        wake_again_s=3_600.0,
+        wake_again_s=3_600.0, cluster=cluster,
     ) as here, Mesh.connect(settings=here.client.bus.settings) as other:  # fmt: skip
         submitters = Submitters(here, random.Random(f"{chosen} lines"), lines=lines)
         try:

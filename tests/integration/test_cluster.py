@@ -10,8 +10,10 @@ import pytest_asyncio
 from mesh import Agent
 from mesh.bus import topology
 from mesh.client import Mesh
+from mesh.runtime.host import NOTHING_TRUSTED
+from mesh.scheduling.lanes import NORMAL
 from mesh.settings import Settings
-from mesh.testing import hosting
+from mesh.testing import eventually, hosting
 from mesh.testing.cluster import Cluster, Route, free_ports, local_cluster
 from mesh.testing.fixtures import fresh_settings
 
@@ -51,6 +53,30 @@ async def test_a_mesh_on_a_cluster_goes_on_when_its_leader_is_killed_and_restart
     assert successor != leader
     assert not again.is_new
     assert info["config"]["num_replicas"] == 3
+
+
+async def test_a_busy_peer_looks_for_records_again_when_a_consumer_has_a_new_leader(cluster: Cluster) -> None:
+    settings = replicated(cluster)
+    go_on, began = asyncio.Event(), asyncio.Event()
+    busy = Agent("busy", version="1")
+
+    @busy.handles("hold", concurrency=1)
+    async def hold() -> None:
+        began.set()
+        await go_on.wait()
+
+    async with hosting(busy, settings=settings) as peer, Mesh.connect(settings=settings) as mesh:
+        running = await mesh.submit(hold)
+        await began.wait()
+        # With its only slot taken the peer has no pull waiting, on which the new leader could tell that it leads.
+        await eventually(lambda: not peer.intakes[0].offering.offered[NORMAL])
+        before = await eventually(lambda: peer.host.trusted_above < NOTHING_TRUSTED and peer.host.trust_round)
+
+        await mesh.bus.api(f"CONSUMER.LEADER.STEPDOWN.{settings.subjects.stream}.hold")
+
+        await eventually(lambda: peer.host.trust_round > before)
+        go_on.set()
+        await running.result()
 
 
 async def test_nodes_can_be_reached_by_given_ports_and_routes(tmp_path: Path) -> None:
