@@ -28,7 +28,7 @@ from contracts import headers as names
 from contracts.subjects import Identity
 from mesh import Agent, Mesh
 from mesh.bus import topology
-from mesh.bus.commit import read_result
+from mesh.bus.records import read_many
 from mesh.bus.replies import ApiError
 from mesh.errors import BusUnavailable, Overloaded, PublishUnconfirmed
 from mesh.peer import Peer
@@ -37,6 +37,7 @@ from mesh.testing import eventually
 from mesh.testing.cluster import Cluster, local_cluster, stream_leader
 
 IN_FLIGHT = 50
+PAGE = 500
 STEADY_S = 3.0
 AWAY_S = 2.0
 MOVES_WITHIN_S = 60.0
@@ -182,12 +183,15 @@ async def run(cluster: Cluster, staff: "Peers", *, hows: Sequence[str], rounds: 
                     sys.stderr.write(f"{told[-1]}\n")
             stop.set()
         confirmed = [key for one in seen for key in one.confirmed]
-        lost = [key for key in confirmed if await read_result(watching.bus, Identity("echo", key)) is None]
+        records = [subjects.result(Identity("echo", key)) for key in confirmed]
+        lost = 0
+        for start in range(0, len(records), PAGE):
+            lost += (await read_many(watching.bus, records[start : start + PAGE])).count(None)
         differing = await cluster.differing(subjects.stream)
     before = sorted(took for one in seen[:1] for _, _, took in one.took)
     return {
         "tasks": len(confirmed),
-        "lost": len(lost),
+        "lost": lost,
         "repeated": sum(len(sequences) > 1 for sequences in stored.values()),
         "unanswered": sum(len(one.confirmed) - len(one.answered) for one in seen),
         "differing_replicas": len(differing),
