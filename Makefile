@@ -1,22 +1,26 @@
 # Everything a fresh machine with Python and make needs. `make demo` and `make test` install first.
 
 PYTHON ?= python3
+# Tests that run beside each other; most of them wait most of the time.
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-agent demo-support test check faults bench bench-workflow bench-schedule clean
+.PHONY: help install demo demo-agent demo-support test check faults bench bench-workflow bench-schedule bench-limits bench-payloads clean
 
 help:
 	@echo "make demo            review real code on 4 peers, one of them killed on the way"
 	@echo "make demo-agent      an LLM agent killed in the middle, and its bill"
 	@echo "make demo-support    real tickets through a ladder of agents, people last"
 	@echo "make test            lint, types and every test but the long fault runs"
-	@echo "make faults          10,000 tasks and more under seeded faults, minutes long"
+	@echo "make faults          100,000 tasks on one server and 20,000 on three under seeded faults, an hour"
 	@echo "make bench           throughput beside a bare nats-py loop of the same promise"
 	@echo "make bench-workflow  durable calls, steps and parks beside a bare submit"
 	@echo "make bench-schedule  bids beside six other ways to hand tasks to peers, half an hour"
+	@echo "make bench-limits    turns at a shared limit beside a plain guarded publish"
+	@echo "make bench-payloads  round trips of large payloads beside small ones"
 	@echo "make clean           remove .venv and caches"
 
 install: $(STAMP)
@@ -45,10 +49,11 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 faults: install
-	$(BIN)/python -m tests.faults.storm
+	$(BIN)/python -m tests.faults.storm --tasks 100000 --strike-every 150 --within-s 7200
+	$(BIN)/python -m tests.faults.storm --cluster --tasks 20000 --strike-every 150 --within-s 7200
 	$(BIN)/pytest tests/faults -m slow
 
 bench-workflow: install
@@ -56,6 +61,12 @@ bench-workflow: install
 
 bench-schedule: install
 	$(BIN)/python -m ops.bench.schedule --plot docs/schedule.svg
+
+bench-limits: install
+	$(BIN)/python -m ops.bench.limits
+
+bench-payloads: install
+	$(BIN)/python -m ops.bench.payloads
 
 bench: install
 	$(BIN)/python -m ops.bench.throughput

@@ -9,15 +9,16 @@ Life: connect → make sure of the topology → learn the control records → of
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import re
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from fast_depends.msgspec import MsgSpecSerializer
 from faststream import FastStream
@@ -28,7 +29,6 @@ from prometheus_client.core import GaugeMetricFamily
 from contracts.card import Beat, Described, PeerState
 from contracts.control import PartsKept, PartsWanted, Running, Runs, WhoRuns
 from contracts.event import Event, EventKind
-from contracts.limit import Limit
 from contracts.subjects import Identity, consumer_name
 from mesh.bus import control, topology
 from mesh.bus.connection import Bus, Headers, server_addresses
@@ -36,7 +36,7 @@ from mesh.bus.leader import consumer_elections
 from mesh.capability import AgentInfo, Capability, agent_card
 from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SetupError
 from mesh.fibers import serving
-from mesh.resilience.breaker import Rules, State
+from mesh.resilience.breaker import State
 from mesh.runtime.breakers import Breakers
 from mesh.runtime.cancelled import Cancelled
 from mesh.runtime.controls import Controls
@@ -54,6 +54,8 @@ from mesh.workflow.durable import Services
 from mesh.workflow.limits import Limiter
 
 log = logging.getLogger("mesh.peer")
+
+T = TypeVar("T")
 
 BEATS_MISSED = 3
 ALIVE_SLACK_S = 60.0
@@ -92,7 +94,11 @@ class Peer:
         self._drain, self._drained, self._shaken = asyncio.Event(), asyncio.Event(), asyncio.Event()
         controls = Controls(settings.subjects, cancel_ttl_s=settings.result_ttl_s)
         limiter = Limiter(
-            self.bus, self.id, self.metrics.limits, operator=controls.limit_of, declared=_declared_limits(hosted)
+            self.bus,
+            self.id,
+            self.metrics.limits,
+            operator=controls.limit_of,
+            declared=_declared("limits", (agent.limits for agent, _ in hosted)),
         )
         controls.on_change.append(limiter.stir)
         slots = sum(capability.limits.concurrency for capability in capabilities)
@@ -102,7 +108,14 @@ class Peer:
             peer=self.id,
             metrics=self.metrics,
             controls=controls,
-            breakers=Breakers(self.bus, self.id, controls, self.metrics, _rules(hosted), tell=self._tell_of_breaker),
+            breakers=Breakers(
+                self.bus,
+                self.id,
+                controls,
+                self.metrics,
+                _declared("breakers", (agent.breakers for agent, _ in hosted)),
+                tell=self._tell_of_breaker,
+            ),
             heartbeat=Heartbeat(settings, rows=4 * slots + settings.hot_waits_max + SPARE_ROWS),
             services=Services(self.bus, settings, self.id, limiter),
             publish_event=self._publish_event,
@@ -526,21 +539,16 @@ def _security(options: dict[str, Any]) -> NatsSecurity | None:
     return NatsSecurity(**tls) if tls else None
 
 
-def _rules(hosted: Sequence[Hosted]) -> dict[str, Rules]:
-    found: dict[str, Rules] = {}
-    for agent, _ in hosted:
-        for name, rules in agent.breakers.items():
-            if found.setdefault(name, rules) != rules:
-                raise SetupError(f"agents of one peer have different rules for breaker {name!r}")
-    return found
+def _declared(what: str, each: Iterable[Mapping[str, T]]) -> dict[str, T]:
+    """What the agents of one peer declare by name, together.
 
-
-def _declared_limits(hosted: Sequence[Hosted]) -> dict[str, Limit]:
-    found: dict[str, Limit] = {}
-    for agent, _ in hosted:
-        for resource, limit in agent.limits.items():
-            if found.setdefault(resource, limit) != limit:
-                raise SetupError(f"agents of one peer declare different limits for {resource!r}")
+    Raises:
+        SetupError: two of them declare something else under one name.
+    """
+    found: dict[str, T] = {}
+    for name, value in itertools.chain.from_iterable(declared.items() for declared in each):
+        if found.setdefault(name, value) != value:
+            raise SetupError(f"agents of one peer declare different {what} for {name!r}")
     return found
 
 

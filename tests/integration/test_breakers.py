@@ -373,7 +373,7 @@ async def test_names_and_rules_that_cannot_be_are_refused(mesh: Mesh, settings: 
         agent.breaker("there")
     with pytest.raises(SetupError, match="must be letters"):
         agent.breaker("no such name")
-    with pytest.raises(SetupError, match="different rules for breaker 'there'"):
+    with pytest.raises(SetupError, match="different breakers for 'there'"):
         Peer(agent.hosted, other.hosted, settings=settings)
     async with fleet(settings, agent):
         outcome: Outcome = await (await mesh.submit("ask")).outcome(within_s=LONG_S)

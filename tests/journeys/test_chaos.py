@@ -6,16 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from mesh import Agent, Mesh
 from mesh.settings import Settings
 from mesh.testing import hosting
+from tests.journeys.conftest import MARK, left_behind
 
 ENDS_WITHIN_S = 110.0
 QUICK = {"MESH_ACK_WAIT_S": "1.5", "MESH_SWEEP_S": "2", "MESH_GRACE_S": "2"}
@@ -36,34 +35,6 @@ async def greet(name: str) -> str:
 '''
 
 
-@pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    """Where the command keeps its temporary files."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def marked() -> Iterator[str]:
-    """A variable of the command's environment, inherited by all it starts, which finds what is left of it."""
-    mark = f"chaos-test-{os.getpid()}-{os.urandom(4).hex()}"
-    yield mark
-    for process in left_behind(mark):
-        process.kill()
-
-
-def left_behind(mark: str) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("CHAOS_TEST") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def start(scratch: Path, mark: str, *options: str, cwd: Path | None = None, **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "mesh", "chaos", "game-day", *options],
@@ -72,7 +43,7 @@ def start(scratch: Path, mark: str, *options: str, cwd: Path | None = None, **mo
         text=True,
         cwd=cwd or scratch,
         # The server of another mesh must not be reached by a game day.
-        env={**os.environ, "CHAOS_TEST": mark, "TMPDIR": str(scratch), "MESH_NATS_URL": "nats://127.0.0.1:1", **more},
+        env={**os.environ, MARK: mark, "TMPDIR": str(scratch), "MESH_NATS_URL": "nats://127.0.0.1:1", **more},
     )
 
 

@@ -6,45 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-import pytest
 from rich.console import Console
 
 from mesh.cli.demo_agent.report import Screen
+from tests.journeys.conftest import MARK, left_behind
 
 ENDS_WITHIN_S = 90.0
 CALLS = 10
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    """Where the demo keeps its temporary files."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def marked() -> Iterator[str]:
-    """A variable of the demo's environment, inherited by all it starts, which finds what is left of it."""
-    mark = f"demo-agent-test-{os.getpid()}-{os.urandom(4).hex()}"
-    yield mark
-    for process in left_behind(mark):
-        process.kill()
-
-
-def left_behind(mark: str) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("DEMO_TEST") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def start(scratch: Path, mark: str, *options: str) -> subprocess.Popen[str]:
@@ -55,7 +25,7 @@ def start(scratch: Path, mark: str, *options: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         # Settings of another mesh must not reach the demo's.
-        env={**inherited, "DEMO_TEST": mark, "TMPDIR": str(scratch), "MESH_PREFIX": "other", "MESH_HTTP_PORT": "1"},
+        env={**inherited, MARK: mark, "TMPDIR": str(scratch), "MESH_PREFIX": "other", "MESH_HTTP_PORT": "1"},
     )
 
 

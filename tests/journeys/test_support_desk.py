@@ -6,16 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from agents.support_desk import tickets
 from agents.support_desk.models import SHIPPED_TICKETS
 from agents.support_desk.splitting import split
 from agents.support_desk.tickets import read_tickets
+from tests.journeys.conftest import MARK, left_behind
 
 ENDS_WITHIN_S = 90.0
 LABELS = {"cancel_order", "payment_declined", "size_advice", "where_is_my_order"}
@@ -23,23 +23,6 @@ LABELS = {"cancel_order", "payment_declined", "size_advice", "where_is_my_order"
 
 RUNGS = {"triage", "specialist", "human"}
 FIGURES = {"tickets", "resolved_share", "accuracy", "by_rung", "calibration_error"}
-
-
-@pytest.fixture
-def marked() -> Iterator[str]:
-    """A variable of a program's environment, inherited by all it starts, which finds what is left of it."""
-    mark = f"desk-test-{os.getpid()}-{os.urandom(4).hex()}"
-    yield mark
-    for process in left_behind(mark):
-        process.kill()
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    """Where the program keeps its temporary files."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture
@@ -58,17 +41,6 @@ def written(path: Path, examples: Iterable[tickets.Ticket]) -> Path:
     return path
 
 
-def left_behind(mark: str) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("DESK_TEST") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def start(program: str, *options: str | Path, scratch: Path, mark: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", f"agents.support_desk.{program}", *map(str, options)],
@@ -76,7 +48,7 @@ def start(program: str, *options: str | Path, scratch: Path, mark: str) -> subpr
         stderr=subprocess.PIPE,
         text=True,
         # Settings of another mesh must not reach this one.
-        env={**os.environ, "DESK_TEST": mark, "TMPDIR": str(scratch), "MESH_PREFIX": "other", "MESH_HTTP_PORT": "1"},
+        env={**os.environ, MARK: mark, "TMPDIR": str(scratch), "MESH_PREFIX": "other", "MESH_HTTP_PORT": "1"},
     )
 
 

@@ -215,7 +215,7 @@ UNCARRIED: list[Any] = [object(), [object()], {"a": print}, 1j]
     ("value", "as_type"),
     # JSON has no largest integer, MessagePack has.
     [*((value, as_type) for value in UNCARRIED for as_type in CONTENT_TYPES), (2**70, wire.MSGPACK)],
-    ids=str,
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )
 def test_a_value_that_cannot_be_encoded_is_a_contract_error(value: Any, as_type: ContentType) -> None:
     with pytest.raises(ContractError, match="cannot travel"):
