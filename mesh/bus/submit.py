@@ -228,18 +228,21 @@ class Submitter:
             Overloaded: the stream, or the queue, is too full for new tasks; nothing was stored.
             SequenceConflict, PublishRejected, BusUnavailable, PublishUnconfirmed: as `Bus.store`.
         """
-        await self._admit()
         admitted = None
         if self._queues is not None:
             admitted = self._queues.admitted(queue) or await self._queues.admit(queue)
         sequence = 0
-        self._under_way += 1
         try:
-            sequence = await self._bus.store(subject, payload, headers)
-        except StreamFull as full:
-            raise Overloaded(f"the stream takes nothing more: {full}", retry_after_s=OVERLOAD_RETRY_S) from None
+            await self._admit()
+            # With nothing awaited in between, so that those that are admitted at once count each other.
+            self._under_way += 1
+            try:
+                sequence = await self._bus.store(subject, payload, headers)
+            except StreamFull as full:
+                raise Overloaded(f"the stream takes nothing more: {full}", retry_after_s=OVERLOAD_RETRY_S) from None
+            finally:
+                self._under_way -= 1
         finally:
-            self._under_way -= 1
             if admitted is not None:
                 admitted.settle(is_stored=sequence > 0)
         self._sequence = max(self._sequence, sequence)

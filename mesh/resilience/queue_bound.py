@@ -21,6 +21,8 @@ UNKNOWN_RETRY_S: Final = 1.0
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 30.0
 MEASURED_S_MIN: Final = 0.2
 """Two looks at a shorter distance do not tell how fast a queue drains."""
+STANDS_STILL_S: Final = 10.0
+"""A queue that hands nothing out for so long does not drain; for less, its tasks may just take as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class QueueCredit:
         if handed_out < 0:
             # The consumer was made anew.
             return QueueCredit(look, look)
-        if took_s < MEASURED_S_MIN:
+        if took_s < MEASURED_S_MIN or (not handed_out and took_s < STANDS_STILL_S):
             return QueueCredit(look, self.measured_from, self.drain_per_s)
         return QueueCredit(look, look, handed_out / took_s)
 

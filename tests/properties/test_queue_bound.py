@@ -12,6 +12,7 @@ from mesh.resilience.queue_bound import (
     REFRESH_S,
     RETRY_S_MAX,
     RETRY_S_MIN,
+    STANDS_STILL_S,
     UNKNOWN_RETRY_S,
     Look,
     QueueCredit,
@@ -102,7 +103,14 @@ def test_a_client_comes_back_when_so_many_have_left_as_are_too_many(
 def test_a_queue_that_does_not_move_is_asked_for_seldom(look: Look) -> None:
     full = replace(look, depth=look.bound, at=0.0)
 
-    assert QueueCredit.first(full).after(replace(full, at=5.0)).retry_after_s(0) == RETRY_S_MAX
+    assert QueueCredit.first(full).after(replace(full, at=STANDS_STILL_S)).retry_after_s(0) == RETRY_S_MAX
+
+
+@given(looks, st.floats(MEASURED_S_MIN, STANDS_STILL_S, exclude_max=True))
+def test_a_moment_without_a_task_handed_out_is_no_measure(look: Look, passed_s: float) -> None:
+    full = replace(look, depth=look.bound, at=0.0)
+
+    assert QueueCredit.first(full).after(replace(full, at=passed_s)).retry_after_s(0) == UNKNOWN_RETRY_S
 
 
 @given(looks, st.floats(0, MEASURED_S_MIN / 2), st.floats(MEASURED_S_MIN, 10))
