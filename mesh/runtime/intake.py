@@ -170,6 +170,8 @@ class Intake:
             del host.running[attempt.identity]
             host.keep_parts(attempt)
             self._free(attempt)
+            # It refers back to the attempt: without this each task would be garbage that only a collection finds.
+            attempt.context = None
 
     @contextmanager
     def _settling(self, attempt: Attempt) -> Iterator[None]:
