@@ -54,7 +54,7 @@ test: check
 faults: install
 	$(BIN)/python -m tests.faults.storm --tasks 100000 --strike-every 150 --within-s 7200
 	$(BIN)/python -m tests.faults.storm --cluster --tasks 20000 --strike-every 150 --within-s 7200
-	$(BIN)/pytest tests/faults -m slow
+	$(BIN)/pytest tests/faults -m slow -n $(WORKERS) --dist worksteal
 
 bench-workflow: install
 	$(BIN)/python -m ops.bench.workflow

@@ -67,11 +67,11 @@ class Queues:
     def admitted(self, name: str) -> Queue | None:
         """As `admit`, where it need not ask; None where it may have to."""
         queue = self._queues.get(name)
-        if (
-            queue is None
-            or queue.under_way + queue.stored >= queue.roomy_below
-            or time.monotonic() >= queue.fresh_until
-        ):
+        if queue is None or queue.under_way + queue.stored >= queue.roomy_below:
+            return None
+        # While somebody looks, the others go by the last look: they would all wait for one answer.
+        lasts_s = REFRESH_S if queue.asking.locked() else 0.0
+        if time.monotonic() >= queue.fresh_until + lasts_s:
             return None
         queue.under_way += 1
         return queue

@@ -288,6 +288,9 @@ class Submitter:
 
     async def _admit(self) -> None:
         credit = self._credit
+        if credit is not None and self._asking.locked() and credit.admits(self._sequence, self._under_way):
+            # While somebody looks, the others go by the last look: they would all wait for one answer.
+            return
         if credit is None or credit.is_stale(self._sequence, self._under_way, now=time.monotonic()):
             async with self._asking:
                 credit = self._credit
