@@ -91,4 +91,4 @@ async def test_large_tasks_survive_a_storm(tmp_path: Path) -> None:
 
     assert not found.violations, str(found)
     assert {outcome.status for outcome in asked.result()} == {Status.DONE}
-    assert strikes > len(faults)
+    assert strikes >= len(faults)
