@@ -13,6 +13,7 @@ from contracts import headers as names
 from contracts import subjects as grammar
 from contracts import wire
 from contracts.control import BreakerChange, Cancel, Pause
+from contracts.errors import ContractError
 from contracts.limit import Limit, check_limit
 from contracts.subjects import Identity
 from contracts.wire import Record
@@ -53,11 +54,16 @@ async def change_breaker(bus: Bus, name: str, change: BreakerChange, *, after: i
     return await bus.store(bus.subjects.control_record(grammar.key_breaker(name)), wire.encode(change), guard)
 
 
-async def breaker(bus: Bus, name: str) -> tuple[int, BreakerChange] | None:
-    """The last change of a breaker and its sequence, or None."""
+async def breaker(bus: Bus, name: str) -> tuple[int, BreakerChange | None]:
+    """The sequence of a breaker's last change, 0 for none, and the change, or None where it cannot be read."""
     subject = bus.subjects.control_record(grammar.key_breaker(name))
     stored = await read(bus, subject, stream=bus.subjects.control_stream)
-    return None if stored is None else (stored.sequence, wire.decode(BreakerChange, stored.data))
+    if stored is None:
+        return 0, None
+    try:
+        return stored.sequence, wire.decode(BreakerChange, stored.data)
+    except ContractError:
+        return stored.sequence, None
 
 
 async def breakers(bus: Bus) -> dict[str, BreakerChange]:

@@ -36,6 +36,7 @@ from mesh.telemetry.metrics import BreakerMetrics, Metrics
 
 log = logging.getLogger("mesh.runtime")
 
+_STATES = frozenset(str(state) for state in State)
 JITTER = 0.1
 """Share of the open time over which peers spread their wish to probe."""
 
@@ -250,13 +251,14 @@ class Breakers:
 
     async def _has_lost(self, kept: _Kept, state: State) -> bool:
         """Whether another peer's change goes before this one. An opening that meets a closing does not lose."""
-        stands = await control.breaker(self._bus, kept.name)
-        if stands is None:
+        sequence, change = await control.breaker(self._bus, kept.name)
+        if not sequence:
+            # A replica that lags.
+            await asyncio.sleep(RETRY_S)
             return False
-        sequence, change = stands
-        is_own = change.by == self._peer
-        if is_own or (state is State.OPEN and change.state == State.CLOSED):
-            # Its own is one whose answer was lost.
+        is_void = change is None or change.state not in _STATES or change.by == self._peer
+        if change is None or is_void or (state is State.OPEN and change.state == State.CLOSED):
+            # Its own is one whose answer was lost; what nobody can read holds nobody.
             kept.sequence = max(kept.sequence, sequence)
             return False
         if sequence > kept.sequence:

@@ -14,6 +14,7 @@ import logging
 import math
 import random
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -164,7 +165,7 @@ class _Waiter(Generic[T]):
             self.answer.set_exception(error)
 
 
-class _Desk(Generic[T]):
+class _Desk(ABC, Generic[T]):
     """A fiber that changes one record for all who wait for it in this process."""
 
     kind: LimitKind
@@ -255,17 +256,21 @@ class _Desk(Generic[T]):
     async def _contended(self) -> None:
         await asyncio.sleep(_jittered(CONTENDED_S))
 
+    @abstractmethod
     async def _serve(self) -> None:
-        raise NotImplementedError
+        """Give turns to those who wait, as far as the record lets."""
 
+    @abstractmethod
     def _looks_at(self) -> float | None:
-        raise NotImplementedError
+        """When to serve again without being stirred, on the loop's clock; None for never."""
 
+    @abstractmethod
     def _is_idle(self) -> bool:
-        raise NotImplementedError
+        """Whether there is nothing to do until somebody comes."""
 
+    @abstractmethod
     def _return(self, taken: T) -> None:
-        raise NotImplementedError
+        """Take back what came too late for the one who waited."""
 
 
 D = TypeVar("D", bound=_Desk[Any])

@@ -36,8 +36,8 @@ async def main(mode: str) -> None:
                         if mode == "hold":
                             await asyncio.Event().wait()
                         await surely_mark(bus, "out")
-                except Overloaded:
-                    await asyncio.sleep(0.1)
+                except Overloaded as full:
+                    await asyncio.sleep(full.retry_after_s)
 
 
 async def surely_mark(bus: Bus, word: str) -> None:

@@ -52,10 +52,10 @@ async def test_kills_of_peers_and_broker_exceed_no_limit() -> None:
 
             async with marks(bus), serving(*(keep_one() for _ in range(USERS))):
                 for fault in range(FAULTS):
-                    await asyncio.sleep(dice.uniform(0.2, 1.0))
+                    await asyncio.sleep(dice.uniform(0.2, 1.0))  # faults come at a pace
                     if fault % BROKER_EVERY == BROKER_EVERY - 1:
                         server.kill()
-                        await asyncio.sleep(dice.uniform(0, 2 * LEASE_S))
+                        await asyncio.sleep(dice.uniform(0, 2 * LEASE_S))  # the passing of time is the fault
                         server.restart()
                     elif alive:
                         dice.choice(list(alive.values())).kill()

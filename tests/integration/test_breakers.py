@@ -12,7 +12,7 @@ from tenacity.wait import wait_fixed
 
 from contracts.control import BreakerChange
 from contracts.outcome import Outcome, Status
-from contracts.subjects import Identity
+from contracts.subjects import Identity, key_breaker
 from mesh import Agent, BlockingContext, Context, Mesh, Permanent, TaskFailed, Transient
 from mesh.bus import control, topology
 from mesh.capability import Capability
@@ -169,6 +169,22 @@ async def test_a_lease_whose_holder_died_runs_out(mesh: Mesh, settings: Settings
         assert not there.calls
 
         assert await handle.result(within_s=LONG_S) == "answered"
+
+
+async def test_a_record_that_nobody_can_read_holds_nobody(mesh: Mesh, settings: Settings) -> None:
+    there = Dependency()
+    there.is_down = True
+    subject = mesh.bus.subjects.control_record(key_breaker("there"))
+    await mesh.bus.store(subject, b'{"state":"of another version","at":0,"for_s":600}')
+    async with fleet(settings, caller(there, open_s=20.0)) as (peer,):
+        await mesh.bus.store(subject, b"not JSON")
+        handles = [await mesh.submit("ask", number) for number in range(8)]
+        await eventually(lambda: state(peer) is State.OPEN)
+        await mesh.bus.store(subject, b"nor this")
+        there.is_down = False
+        await control.change_breaker(mesh.bus, "there", BreakerChange(state="closed", at=time.time()), after=None)
+
+        assert {(await handle.outcome(within_s=LONG_S)).status for handle in handles} == {Status.DONE}
 
 
 async def test_a_peer_that_starts_later_knows_what_is_open(mesh: Mesh, settings: Settings) -> None:
