@@ -12,10 +12,11 @@ A node is a `LocalServer`: it keeps its ports and its store over a restart.
 
 import asyncio
 import json
+import random
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from mesh.bus.connection import Bus
 from mesh.local.server import LocalServer
 from mesh.settings import Settings
 
+UNASSIGNED = (20_000, 32_000)
+"""Below what Linux takes for outgoing connections and for port 0."""
 NODES = 3
 READY_WITHIN_S = 30.0
 LEADER_WITHIN_S = 30.0
@@ -193,13 +196,14 @@ def local_cluster(
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return tuple(probe.getsockname()[1] for probe in sockets)
-    finally:
-        for probe in sockets:
-            probe.close()
+    """Ports of 127.0.0.1 that nobody listens on now, and that no system gives out by itself until they are taken."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(*UNASSIGNED)  # noqa: S311  # no secret
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            if port not in found:
+                found.append(port)
+    return tuple(found)
 
 
 async def _asked(bus: Bus, endpoint: str, body: Any = None) -> dict[str, Any]:
