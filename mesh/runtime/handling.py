@@ -389,9 +389,7 @@ def answer(
             reason=context.reason if context is not None else "",
             spent=context.spent_total if context is not None else None,
             # One that ended without a value may have been decided about by an earlier run only.
-            decisions=attempt.decisions
-            if failure is not None or status is not None or context is None
-            else tuple(context.decisions),
+            decisions=attempt.decided_here if failure is None and status is None else attempt.decisions,
         )
     else:
         if context is not None and context.spent_total is not None and outcome.spent is None:

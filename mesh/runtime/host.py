@@ -10,7 +10,7 @@ from typing import Any
 
 from contracts import wire
 from contracts.control import Runs, WhoRuns
-from contracts.decision import Decision
+from contracts.decision import Decision, dated
 from contracts.event import EventKind
 from contracts.objects import Kept
 from contracts.subjects import SESSION, Identity, in_line
@@ -93,8 +93,12 @@ class Attempt:
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """What its handler decided, in the runs that are known here."""
-        made = tuple(self.context.decisions) if self.context is not None else ()
-        return made or self.decided_before
+        return self.decided_here or self.decided_before
+
+    @property
+    def decided_here(self) -> tuple[Decision, ...]:
+        """What the run in this peer decided; what an earlier one decided, too, has the time that it had."""
+        return dated(self.context.decisions, self.decided_before) if self.context is not None else ()
 
     @property
     def held_s(self) -> float:
