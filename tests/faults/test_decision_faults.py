@@ -16,7 +16,7 @@ from mesh.bus.records import read_range
 from mesh.testing.faults import DrainPeer, FreezePeer, KillBroker, KillPeer, RestartBroker, Scene, repeated_until_done
 from mesh.testing.kill_points import Point
 from tests.faults.deciders import Case
-from tests.faults.scene import ask, findings, scene, seed
+from tests.faults.scene import ACK_WAIT_S, ask, findings, scene, seed
 from tests.faults.test_workflow_faults import striking
 
 DECIDERS: dict[str, Any] = {"workload": "tests.faults.deciders", "hot_wait_s": 0.05, "events_bytes_max": 2**28}
@@ -67,7 +67,7 @@ async def test_a_peer_killed_at_a_named_point_leaves_each_decision_told_once(poi
 async def test_every_decision_of_a_storm_is_told_once(tmp_path: Path) -> None:
     chosen = seed()
     dice, tasks, began = random.Random(chosen), 4_000, time.monotonic()
-    faults = (KillPeer(), KillPeer(), FreezePeer(), DrainPeer(), KillBroker(), RestartBroker())
+    faults = (KillPeer(), KillPeer(), FreezePeer(for_s=2 * ACK_WAIT_S), DrainPeer(), KillBroker(), RestartBroker())
     async with scene(tmp_path, peers=4, seed=chosen, points=STORM, **DECIDERS) as here:
         numbers = iter(range(tasks))
 
