@@ -42,6 +42,7 @@ from mesh.runtime.gauges import Gauges
 from mesh.runtime.heartbeat import Heartbeat
 from mesh.runtime.host import Host
 from mesh.runtime.intake import Intake
+from mesh.runtime.survey import Survey
 from mesh.runtime.sweep import Sweep
 from mesh.runtime.timekeeper import Timekeeper
 from mesh.scheduling.bids import Offer
@@ -82,7 +83,7 @@ class Peer:
             raise SetupError(f"handled twice in one peer: {', '.join(sorted(twice))}")
         self.id = _peer_id(settings)
         self.bus = Bus(settings, self.id)
-        self.metrics = Metrics()
+        self.metrics = Metrics(is_on=settings.metrics)
         self.state = PeerState.STARTING
         self.metrics_url = ""
         self._since = time.time()
@@ -124,6 +125,8 @@ class Peer:
         self.host.controls.on_cancel.append(self._cancelled.heard)
         self.intakes = [Intake(self.host, capability, on_lost=self._shake) for capability in capabilities]
         self._timekeeper = Timekeeper(self.host, on_lost=self._shake)
+        self._survey_of_mesh = Survey(self.host, names, live_peers=self.live_peers)
+        self.metrics.watch(self._survey_of_mesh.read)
         self.metrics.watch(Gauges(self.host, self.intakes, is_ready=self.is_ready, live_peers=self.live_peers).read)
         self.broker = self._broker()
         self.app = FastStream(
@@ -251,8 +254,11 @@ class Peer:
     def live_peers(self) -> int:
         """How many peers beat lately, this one included."""
         since = time.monotonic() - BEATS_MISSED * self.settings.beat_s
+        return max(1, sum(heard_at > since for heard_at, _ in self._beats.copy().values()))
+
+    def _forget_silent(self) -> None:
+        since = time.monotonic() - BEATS_MISSED * self.settings.beat_s
         self._beats = {peer: heard for peer, heard in self._beats.items() if heard[0] > since}
-        return max(1, len(self._beats))
 
     def _offers_of(self, capability: str) -> Iterator[Offer]:
         since = time.monotonic() - BEATS_MISSED * self.settings.beat_s
@@ -269,7 +275,7 @@ class Peer:
                 yield Offer(load.slots, load.delay_s, load.classes)
 
     def _serving(self, capability: str) -> Iterator[str]:
-        self.live_peers()
+        self._forget_silent()
         return (peer for peer, (_, beat) in self._beats.items() if capability in beat.load)
 
     async def _tell_of_breaker(self, kind: EventKind, name: str) -> None:
@@ -336,6 +342,7 @@ class Peer:
                 self.host.lag.keep(),
                 Sweep(self.host).keep(capabilities, self.live_peers),
                 self._cancelled.keep(capabilities),
+                self._survey_of_mesh.keep(),
             )
             async with serving(*helpers):
                 self.state = PeerState.READY
@@ -435,6 +442,7 @@ class Peer:
     async def _keep_beating(self) -> None:
         while True:
             self._ticked_at = time.monotonic()
+            self._forget_silent()
             if self.bus.is_connected:
                 try:
                     await self._beat_publisher.publish(self._beat())

@@ -1,12 +1,16 @@
 """What a peer's state is when somebody asks: gauges, read from the runtime at each scrape."""
 
+import platform
 from collections.abc import Callable, Iterator, Sequence
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import Metric as Shown
 
 from mesh.resilience.breaker import State
 from mesh.runtime.host import Host
 from mesh.runtime.intake import Intake
+from mesh.telemetry import catalogue
+from mesh.telemetry.cells import counter, gauge
+from mesh.telemetry.metrics import distribution_version
 
 
 class Gauges:
@@ -24,36 +28,21 @@ class Gauges:
         self._intakes = intakes
         self._is_ready = is_ready
         self._live_peers = live_peers
+        self._build = {"version": distribution_version(), "python": platform.python_version()}
 
-    def read(self) -> Iterator[GaugeMetricFamily]:
-        in_flight = GaugeMetricFamily("mesh_in_flight_tasks", "Tasks in the hands of this peer.", labels=["capability"])
-        slots = GaugeMetricFamily("mesh_slots", "Tasks this peer runs at once.", labels=["capability"])
-        offered = GaugeMetricFamily(
-            "mesh_offered_slots", "Slots on offer to the server; a free one may be in several lanes.",
-            labels=["capability", "lane"],
-        )  # fmt: skip
-        idle = GaugeMetricFamily("mesh_idle_slots", "Free slots, by why they are.", labels=["capability", "why"])
-        bids = GaugeMetricFamily(
-            "mesh_bid", "Tasks that must wait before this peer takes one more; 1 is best.", labels=["capability"]
-        )
-        service = GaugeMetricFamily(
-            "mesh_service_seconds", "Moving average of the time a task holds a slot.", labels=["capability"]
-        )
-        waiting = GaugeMetricFamily(
-            "mesh_waiting_tasks", "Waiting tasks kept in memory.", value=len(self._host.waiting)
-        )
-        depth = GaugeMetricFamily(
-            "mesh_queue_depth_tasks", "Tasks waiting behind the last one delivered here.", labels=["capability"]
-        )
-        paused = GaugeMetricFamily("mesh_paused", "1 while an operator paused it.", labels=["capability"])
-        breakers = GaugeMetricFamily(
-            "mesh_breaker_state", "1 for the state that a circuit breaker is in.", labels=["breaker", "state"]
-        )
-        for name, current in self._host.breakers.states().items():
-            for state in State:
-                breakers.add_metric([name, state], float(state is current))
+    def read(self) -> Iterator[Shown]:
+        """All of them as they are now; in the thread of the scrape, so nothing is changed and nothing waited for."""
+        yield from self._of_capabilities()
+        yield from self._of_peer()
+
+    def _of_capabilities(self) -> Iterator[Shown]:
+        in_flight, slots = gauge(catalogue.IN_FLIGHT), gauge(catalogue.SLOTS)
+        offered, idle = gauge(catalogue.OFFERED_SLOTS), gauge(catalogue.IDLE_SLOTS)
+        bids, service = gauge(catalogue.BID), gauge(catalogue.SERVICE_S)
+        depth, paused = gauge(catalogue.QUEUE_DEPTH), gauge(catalogue.PAUSED)
+        agents = gauge(catalogue.AGENT_INFO)
         for intake in self._intakes:
-            load, label = intake.load(), [intake.capability.name]
+            load, agent, label = intake.load(), intake.capability.agent, [intake.capability.name]
             in_flight.add_metric(label, load.in_flight)
             slots.add_metric(label, load.slots)
             for lane, count in intake.offering.offered.items():
@@ -64,25 +53,22 @@ class Gauges:
             service.add_metric(label, load.service_s)
             depth.add_metric(label, intake.queue_depth)
             paused.add_metric(label, load.is_paused)
-        ready = GaugeMetricFamily("mesh_ready", "1 while this peer takes work.", value=self._is_ready()[0])
-        reconnects = GaugeMetricFamily(
-            "mesh_reconnections", "Reconnections to NATS since the start.", value=self._host.bus.reconnects
-        )
-        peers = GaugeMetricFamily("mesh_live_peers", "Peers this one hears.", value=self._live_peers())
-        lag = GaugeMetricFamily("mesh_loop_lag_seconds", "How late the event loop is.", value=self._host.lag.late_s)
-        yield from (
-            in_flight,
-            slots,
-            offered,
-            idle,
-            bids,
-            service,
-            waiting,
-            depth,
-            paused,
-            breakers,
-            ready,
-            reconnects,
-            peers,
-            lag,
-        )
+            agents.add_metric([*label, agent.name, agent.version, agent.owner], 1)
+        yield from (in_flight, slots, offered, idle, bids, service, depth, paused, agents)
+
+    def _of_peer(self) -> Iterator[Shown]:
+        host = self._host
+        breakers = gauge(catalogue.BREAKER_STATE)
+        for name, current in host.breakers.states().items():
+            if host.metrics.breaker_names.has(name):
+                for state in State:
+                    breakers.add_metric([name, state], float(state is current))
+        yield breakers
+        yield gauge(catalogue.READY, self._is_ready()[0])
+        yield gauge(catalogue.LIVE_PEERS, self._live_peers())
+        yield gauge(catalogue.WAITING, len(host.waiting))
+        yield gauge(catalogue.LOOP_LAG_S, host.lag.late_s)
+        yield counter(catalogue.RECONNECTIONS, host.bus.reconnects)
+        build = gauge(catalogue.BUILD_INFO)
+        build.add_metric([self._build[label] for label in catalogue.BUILD_INFO.labels], 1)
+        yield build
