@@ -6,7 +6,7 @@ Rules.
   task, or finds its result later, stores it before the ack. So a decision that is on record is in the stream exactly
   once for as long as that keeps it, whoever dies on the way.
 - Where the stream takes none (deleted, no rights, no leader) a decision is repeated for some seconds, while its task
-  is spoken for and holds no slot, and then left to the record. After that none waits for a while.
+  is spoken for, and then left to the record. After that none is waited for, for a minute, and longer each time.
 """
 
 import logging
@@ -31,6 +31,7 @@ log = logging.getLogger("mesh.runtime")
 STORE_WITHIN_S: Final = 12.0
 """How long a stream of events may answer nothing before a decision is left to the record; a failover takes 4 to 9 s."""
 NOT_AGAIN_S: Final = 60.0
+NOT_AGAIN_S_MAX: Final = 960.0
 NOBODY: Final = "-"
 """Stands for the capability of an event that is no task's."""
 
@@ -43,7 +44,7 @@ class Events:
         self._peer = peer
         self._told = metrics.events
         self._lost = metrics.events_lost
-        self._silent_until = 0.0
+        self._silent_until, self._silent_s = 0.0, NOT_AGAIN_S
         kinds = {"off": frozenset[EventKind](), "notable": frozenset(EventKind) - ROUTINE, "all": frozenset(EventKind)}
         self._kinds = kinds[settings.events]
 
@@ -113,13 +114,20 @@ class Events:
         for is_new in stored.values():
             if is_new:
                 self._told[EventKind.DECIDED].inc()
-        if lost := len(told) - len(stored):
-            self._lost.inc(lost)
-            self._silent_until = time.monotonic() + NOT_AGAIN_S
-            log.warning(
-                "%s: %d decisions are in its record only: the stream %s takes none (none is waited for in the next"
-                " %.0f s)", task, lost, self._bus.subjects.event_stream, NOT_AGAIN_S,
-            )  # fmt: skip
+        lost = len(told) - len(stored)
+        if not lost:
+            self._silent_s = NOT_AGAIN_S
+            return
+        self._lost.inc(lost)
+        if time.monotonic() < self._silent_until:
+            # Another task has waited as long, and said so.
+            return
+        log.warning(
+            "%s: %d decisions are in its record only: the stream %s takes none; none is waited for in the next %.0f s",
+            task, lost, self._bus.subjects.event_stream, self._silent_s,
+        )  # fmt: skip
+        self._silent_until = time.monotonic() + self._silent_s
+        self._silent_s = min(2 * self._silent_s, NOT_AGAIN_S_MAX)
 
 
 def caller_of(task: Task) -> str:

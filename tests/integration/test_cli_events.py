@@ -159,7 +159,7 @@ async def test_decisions_are_counted_and_changes_of_a_prompt_are_told(
     lines = await command_line("decisions")
 
     choice = {"capability": "judge", "version": "3", "choice": "guilty", "count": 3, "confidence": 0.75}
-    assert found.document["choices"] == [choice]
+    assert found.document["choices"] == [{**choice, "is_by_people": False}]
     (change,) = found.document["changes"]
     assert (change["before"]["prompt_digest"], change["after"]["prompt_digest"]) == (
         "prompt of fine",

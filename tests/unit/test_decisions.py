@@ -164,9 +164,16 @@ def event(at: float, choice: str = "a", version: str = "1", **more: Any) -> Even
 
 
 def test_choices_are_counted_by_version_with_the_mean_confidence() -> None:
-    made = [event(1, confidence=0.5), event(2, confidence=1.0), event(3, "b"), event(4, version="2")]
+    made = [
+        event(1, confidence=0.5),
+        event(2, confidence=1.0),
+        event(3, "b"),
+        event(4, version="2"),
+        event(5, version="", by="ada"),
+    ]
 
     assert counts(made) == [
+        Chosen("sell", "", "a", 1, None, is_by_people=True),
         Chosen("sell", "1", "a", 2, 0.75),
         Chosen("sell", "1", "b", 1, None),
         Chosen("sell", "2", "a", 1, None),
