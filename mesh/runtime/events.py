@@ -12,7 +12,7 @@ Rules.
 import logging
 import time
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from contracts import wire
 from contracts.decision import Decision, keyed
@@ -48,27 +48,24 @@ class Events:
         kinds = {"off": frozenset[EventKind](), "notable": frozenset(EventKind) - ROUTINE, "all": frozenset(EventKind)}
         self._kinds = kinds[settings.events]
 
-    async def tell(self, kind: EventKind, task: Identity | None = None, detail: str = "", **more: Any) -> None:
+    async def tell(self, kind: EventKind, task: Identity | None = None, detail: str = "") -> None:
         """Publish an event, if its kind is to be."""
         if kind not in self._kinds:
             return
         capability, task_id = (task.capability, task.id) if task is not None else ("", "")
-        event = Event(
-            kind=kind, at=time.time(), peer=self._peer, capability=capability, id=task_id, detail=detail, **more
-        )
-        subject = self._bus.subjects.event(kind, task or Identity(NOBODY, self._peer))
-        if await door.drop(self._bus, subject, wire.encode(event)):
-            self._told[kind].inc()
-        else:
-            self._lost.inc()
+        event = Event(kind=kind, at=time.time(), peer=self._peer, capability=capability, id=task_id, detail=detail)
+        await self._publish(kind, self._bus.subjects.event(kind, task or Identity(NOBODY, self._peer)), event)
 
     async def ended(self, task: Identity, envelope: Task, agent: AgentInfo, outcome: Outcome) -> None:
         """Tell that a task was answered, by the peer whose record stands."""
         if EventKind.ENDED not in self._kinds:
             return
-        await self.tell(
-            EventKind.ENDED,
-            task,
+        event = Event(
+            kind=EventKind.ENDED,
+            at=time.time(),
+            peer=self._peer,
+            capability=task.capability,
+            id=task.id,
             status=outcome.status,
             failure=outcome.failure.kind if outcome.failure is not None else "",
             queue_s=round(outcome.queue_s, 6),
@@ -81,6 +78,7 @@ class Events:
             confidence=outcome.confidence,
             spent=outcome.spent,
         )
+        await self._publish(EventKind.ENDED, self._bus.subjects.event(EventKind.ENDED, task), event)
 
     async def decided(self, task: Identity, decisions: Iterable[Decision], agent: AgentInfo) -> None:
         """Store each decision of a task that is not in the stream yet. Safe to repeat, by any peer."""
@@ -128,6 +126,12 @@ class Events:
         )  # fmt: skip
         self._silent_until = time.monotonic() + self._silent_s
         self._silent_s = min(2 * self._silent_s, NOT_AGAIN_S_MAX)
+
+    async def _publish(self, kind: EventKind, subject: str, event: Event) -> None:
+        if await door.drop(self._bus, subject, wire.encode(event)):
+            self._told[kind].inc()
+        else:
+            self._lost.inc()
 
 
 def caller_of(task: Task) -> str:
