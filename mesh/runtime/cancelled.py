@@ -110,6 +110,6 @@ class Cancelled:
                 log.error("%s is cancelled and cannot be answered: %s", task, error)
                 return
             if standing is None:
-                host.metrics.of(capability.name, capability.agent.version).tasks[Status.CANCELLED].inc()
+                host.metrics.of(capability.name, capability.decided_by).tasks[Status.CANCELLED].inc()
                 await host.tell(EventKind.CANCELLED, task)
                 await wake_next(host.bus, task)

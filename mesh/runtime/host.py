@@ -236,6 +236,9 @@ class Host:
             await self.publish_event(event)
         except Exception as error:  # noqa: BLE001  # an event nobody stores must not fail a task
             log.debug("event %s not published: %s", kind, error)
+            self.metrics.events_lost.inc()
+        else:
+            self.metrics.events[kind].inc()
 
     def cancel_running(self) -> None:
         """End what runs here and was cancelled meanwhile."""

@@ -43,7 +43,7 @@ class Intake:
         self.capability = capability
         self.queue_depth = 0
         self._host = host
-        self._metrics = host.metrics.of(capability.name, capability.agent.version)
+        self._metrics = host.metrics.of(capability.name, capability.decided_by)
         agent = capability.agent
         self._me = Sender(agent=agent.name, role=agent.role, version=agent.version, peer=host.peer)
         self._slots = Slots(capability.limits.concurrency, on_free=lambda: self.offering.look_again())

@@ -87,16 +87,13 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
             host.bus, attempt.identity, wire.encode(outcome, as_type), ttl_s=ttl_s, as_type=as_type, held=held
         )
     took_s = time.perf_counter() - began
-    metrics.commit_s.observe(took_s)
     if taken.kept:
         await _keep_taken(host, taken, outcome, found, ttl_s=ttl_s, took_s=took_s)
     if found is not None:
         metrics.duplicates["commit"].inc()
         await _finish_found(host, attempt, found)
     else:
-        metrics.tasks[outcome.status].inc()
-        metrics.queue_s.observe(outcome.queue_s)
-        metrics.run_s.observe(outcome.run_s)
+        metrics.answered(outcome, commit_s=took_s, lineage=attempt.task.lineage)
         if outcome.status is Status.CANCELLED:
             await host.tell(EventKind.CANCELLED, attempt.identity)
         await _finish(host, attempt, outcome, as_type)

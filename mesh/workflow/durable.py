@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import msgspec
-from prometheus_client import Counter
 
 from contracts.errors import ContractError
 from contracts.outcome import Send
@@ -42,6 +41,7 @@ from mesh.errors import (
 from mesh.fibers import serving
 from mesh.limits import WITHIN_S, Grant
 from mesh.settings import Settings
+from mesh.telemetry.cells import Count
 from mesh.verbs import Answered, Asked
 from mesh.workflow.flow import Flow
 from mesh.workflow.inbox import Inbox
@@ -102,7 +102,7 @@ class DurableContext(Context):
         is_first: bool,
         keep_until: float,
         payload: bytes,
-        steps: Mapping[str, Counter],
+        steps: Mapping[str, Count],
         is_unwinding: bool = False,
         **more: Any,
     ) -> None:
