@@ -13,9 +13,11 @@ from mesh.cli.breaker import breaker
 from mesh.cli.chaos import chaos
 from mesh.cli.contracts import contracts
 from mesh.cli.dead import dead
+from mesh.cli.decisions import decisions
 from mesh.cli.demo import demo
 from mesh.cli.demo_agent import demo_agent
 from mesh.cli.doctor import doctor
+from mesh.cli.events import events
 from mesh.cli.fleet import agents, pause, resume
 from mesh.cli.inbox import inbox
 from mesh.cli.limits import limits
@@ -102,6 +104,8 @@ app.command(rich_help_panel=FLEET)(resume)
 app.add_typer(breaker, rich_help_panel=FLEET)
 app.add_typer(limits, rich_help_panel=FLEET)
 app.add_typer(dead, rich_help_panel=FLEET)
+app.command(rich_help_panel=FLEET)(events)
+app.command(rich_help_panel=FLEET)(decisions)
 app.command(rich_help_panel=FLEET)(doctor)
 app.add_typer(contracts, rich_help_panel=FLEET)
 app.add_typer(chaos, rich_help_panel=FLEET)

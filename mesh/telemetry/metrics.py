@@ -99,6 +99,10 @@ class Metrics:
             found = self._capabilities[capability, served_by] = kind(self, capability, served_by)
         return found
 
+    def told(self, kind: str) -> None:
+        """Count an event that was published."""
+        self.events[EventKind(kind)].inc()
+
     def breaker(self, name: str) -> "BreakerMetrics":
         """The metrics of one circuit breaker."""
         return BreakerMetrics(self, self.breaker_names.of(name))
