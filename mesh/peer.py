@@ -118,7 +118,7 @@ class Peer:
             ),
             heartbeat=Heartbeat(settings, rows=4 * slots + settings.hot_waits_max + SPARE_ROWS),
             services=Services(self.bus, settings, self.id, limiter),
-            events=Events(self.bus, settings, self.id, on_told=self.metrics.told, on_lost=self.metrics.events_lost.inc),
+            events=Events(self.bus, settings, self.id, self.metrics),
             offers_of=self._offers_of,
         )
         self.host.controls.on_change.append(self.host.cancel_running)

@@ -23,10 +23,10 @@ PRIORITY_GROUP = "slots"
 TIMEKEEPER = "timekeeper"
 NANOS = 1_000_000_000
 APPEARS_WITHIN_S = 10.0
-PAST_ALL_SUBJECTS = 2**31 - 1
-"""A page of subjects that is empty, and says how many there are."""
 EVENTS_MAX = 500_000
 """Each is on a subject of its own, which the server keeps in memory."""
+PAST_ALL_SUBJECTS = 2**31 - 1
+"""A page of subjects that is empty, and says how many there are."""
 
 # Operators may tune these; everything else in a spec carries a promise.
 _TUNABLE = frozenset(

@@ -11,7 +11,7 @@ Rules.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final
 
 from contracts import wire
@@ -24,6 +24,7 @@ from mesh.bus import events as door
 from mesh.bus.connection import Bus
 from mesh.capability import AgentInfo
 from mesh.settings import Settings
+from mesh.telemetry.metrics import Metrics
 
 log = logging.getLogger("mesh.runtime")
 
@@ -35,21 +36,13 @@ NOBODY: Final = "-"
 
 
 class Events:
-    """The events of one peer. `on_told` is called with the kind of each, `on_lost` with how many were lost."""
+    """The events of one peer."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        settings: Settings,
-        peer: str,
-        *,
-        on_told: Callable[[str], None] = lambda _: None,
-        on_lost: Callable[[int], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, bus: Bus, settings: Settings, peer: str, metrics: Metrics) -> None:
         self._bus = bus
         self._peer = peer
-        self._on_told = on_told
-        self._on_lost = on_lost
+        self._told = metrics.events
+        self._lost = metrics.events_lost
         self._silent_until = 0.0
         kinds = {"off": frozenset[EventKind](), "notable": frozenset(EventKind) - ROUTINE, "all": frozenset(EventKind)}
         self._kinds = kinds[settings.events]
@@ -64,9 +57,9 @@ class Events:
         )
         subject = self._bus.subjects.event(kind, task or Identity(NOBODY, self._peer))
         if await door.drop(self._bus, subject, wire.encode(event)):
-            self._on_told(kind)
+            self._told[kind].inc()
         else:
-            self._on_lost(1)
+            self._lost.inc()
 
     async def ended(self, task: Identity, envelope: Task, agent: AgentInfo, outcome: Outcome) -> None:
         """Tell that a task was answered, by the peer whose record stands."""
@@ -114,14 +107,14 @@ class Events:
             # It may be stored or not; what is not known to be counts as lost.
             for subject, data in told.items():
                 await door.drop(self._bus, subject, data, is_guarded=True)
-            self._on_lost(len(told))
+            self._lost.inc(len(told))
             return
         stored = await door.store_once(self._bus, told, within_s=STORE_WITHIN_S)
         for is_new in stored.values():
             if is_new:
-                self._on_told(EventKind.DECIDED)
+                self._told[EventKind.DECIDED].inc()
         if lost := len(told) - len(stored):
-            self._on_lost(lost)
+            self._lost.inc(lost)
             self._silent_until = time.monotonic() + NOT_AGAIN_S
             log.warning(
                 "%s: %d decisions are in its record only: the stream %s takes none (none is waited for in the next"

@@ -79,6 +79,12 @@ class Attempt:
     guarded: Guarded = field(default_factory=Guarded)
     decided_before: tuple[Decision, ...] = ()
     """What the last run that is on record had decided when it ended."""
+    slot_at: float = 0.0
+    """When it had its slot, by the clock of `time.perf_counter`; 0 before."""
+    ran_s: float = 0.0
+    """How long its handler ran, waits included."""
+    handler_s: float = 0.0
+    """How much of that it held its slot, and did not wait for its turn at a limit."""
     mark: Mark | None = None
     """How far its line had come when it was looked at."""
 

@@ -28,7 +28,7 @@ from mesh.bus.timers import set_timer
 from mesh.errors import PublishRejected
 from mesh.runtime.handling import HOLD_S
 from mesh.runtime.host import Attempt, Host
-from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Parked, Retry, Superseded, Verdict
+from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Parked, Reason, Retry, Superseded, Verdict
 from mesh.workflow.parking import Wait, next_due
 
 log = logging.getLogger("mesh.runtime")
@@ -96,6 +96,8 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
         await _finish_found(host, attempt, found)
     else:
         metrics.answered(outcome, commit_s=took_s, lineage=attempt.task.lineage)
+        for one in outcome.decisions:
+            metrics.decided(one.choice, one.confidence, model_digest=one.model_digest, prompt_digest=one.prompt_digest)
         if outcome.status is Status.CANCELLED:
             await host.tell(EventKind.CANCELLED, attempt.identity)
         await host.events.ended(attempt.identity, attempt.task, attempt.capability.agent, outcome)
@@ -124,7 +126,7 @@ async def _finish_found(host: Host, attempt: Attempt, found: Stored) -> None:
         outcome = read_outcome(found)
     except NewerFormat:
         # What it sends is not ours to read: a newer peer relays it.
-        await _hand_back(host, attempt, "newer format", host.settings.ack_wait_s, is_recorded=True)
+        await _hand_back(host, attempt, Reason.NEWER_FORMAT, host.settings.ack_wait_s, is_recorded=True)
     except ContractError as error:
         log.error("%s has a malformed result, which stands: %s", attempt.identity, error)
         await _pass_on(host, attempt, is_early=True)
@@ -252,7 +254,7 @@ async def _retry(host: Host, attempt: Attempt, retry: Retry) -> None:
 async def _hand_back(
     host: Host,
     attempt: Attempt,
-    reason: str,
+    reason: Reason,
     delay_s: float,
     *,
     is_recorded: bool,
@@ -261,7 +263,7 @@ async def _hand_back(
         end = AttemptEnded(how=Ended.HANDED_BACK, peer=host.peer, at=time.time())
         await _record_ended(host, attempt, end)
         await host.tell(EventKind.HANDED_BACK, attempt.identity, reason)
-    attempt.metrics.handed_back(reason.partition(" on ")[0])
+    attempt.metrics.handed_back(reason)
     await _return(host, attempt, delay_s=delay_s)
 
 

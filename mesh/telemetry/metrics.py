@@ -99,10 +99,6 @@ class Metrics:
             found = self._capabilities[capability, served_by] = kind(self, capability, served_by)
         return found
 
-    def told(self, kind: str) -> None:
-        """Count an event that was published."""
-        self.events[EventKind(kind)].inc()
-
     def breaker(self, name: str) -> "BreakerMetrics":
         """The metrics of one circuit breaker."""
         return BreakerMetrics(self, self.breaker_names.of(name))
@@ -217,6 +213,11 @@ class CapabilityMetrics:
             self.decision_confidence.observe(confidence)
         self.digests.use(model=model_digest, prompt=prompt_digest)
 
+    def worked(self, *, handler_s: float, mesh_s: float) -> None:
+        """Count where the time of a delivery went."""
+        self.handler_s.inc(handler_s)
+        self.mesh_s.inc(mesh_s)
+
     def handed_back(self, reason: str) -> None:
         self._metrics.handed_back.of(self._capability, reason).inc()
 
@@ -249,6 +250,9 @@ class NothingCounted(CapabilityMetrics):
         return
 
     def spent(self, spent: Spent) -> None:
+        return
+
+    def worked(self, *, handler_s: float, mesh_s: float) -> None:
         return
 
     def decided(

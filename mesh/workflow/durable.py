@@ -91,7 +91,8 @@ class Services:
 class DurableContext(Context):
     """The context of an attempt on the mesh. `is_first` promises that nothing of the task is on record.
 
-    `steps` counts what `ran` and what was `replayed` from its record.
+    `steps` counts what `ran` and what was `replayed` from its record, `handoffs` and `escalations` whom the task is
+    passed to, when they are asked.
     """
 
     def __init__(
@@ -103,6 +104,8 @@ class DurableContext(Context):
         keep_until: float,
         payload: bytes,
         steps: Mapping[str, Count],
+        handoffs: Count,
+        escalations: Count,
         is_unwinding: bool = False,
         **more: Any,
     ) -> None:
@@ -117,6 +120,9 @@ class DurableContext(Context):
         self._is_unwinding = is_unwinding
         self._payload = payload
         self._steps = steps
+        self._handoffs = handoffs
+        self._escalations = escalations
+        self._passed_on: Count | None = None
         self._has_saga = False
         self._went_on_at = time.monotonic()
         self._hearing: AsyncExitStack | None = None
@@ -166,6 +172,9 @@ class DurableContext(Context):
             wait = Wait((self._bus.subjects.result(asked.identity),), is_long=is_long)
             async with self._flow.waiting(wait):
                 existing = await self._submit(asked)
+                if existing is None and self._passed_on is not None:
+                    self._passed_on.inc()
+                    self._passed_on = None
                 arming.close()
                 if existing is not None and self._is_result(existing):
                     stored = existing
@@ -263,6 +272,9 @@ class DurableContext(Context):
                 if found is not None:
                     return
             await self._services.inbox.admit(asked.identity)
+
+    def _passes_on(self, *, is_rung: bool) -> None:
+        self._passed_on = self._escalations if is_rung else self._handoffs
 
     def _is_new_task(self) -> bool:
         return self._is_first
