@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SLOWEST: Final = 5
 NOBODY: Final = "(nobody)"
 DAY_S: Final = 86_400.0
+TELLS_S: Final = 60.0
 
 ENDED: Final = "ended"
 _TROUBLE: Final = {"retried": "retried", "taken-over": "taken_over", "dead-lettered": "dead_lettered"}
@@ -85,7 +86,7 @@ class Slow:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What happened between two Unix times, of which the first is that of the first event."""
+    """What happened between two Unix times."""
 
     by: By
     since: float
@@ -100,9 +101,9 @@ class Report:
 
     @property
     def usd_a_day(self) -> float:
-        """What a day costs that goes on like this."""
+        """What a day costs that goes on like this; 0 where the time is too short to tell."""
         span_s = self.until - self.since
-        return self.usd / span_s * DAY_S if span_s > 0 else 0.0
+        return self.usd / span_s * DAY_S if span_s >= TELLS_S else 0.0
 
 
 class Tally:
@@ -115,11 +116,9 @@ class Tally:
         self._trouble: Counter[tuple[str, str, str]] = Counter()
         self._slowest: list[tuple[float, int, Slow]] = []
         self._tasks = 0
-        self._since = math.inf
 
     def add(self, event: "Event") -> None:
-        """Count one event; of a kind that is not known here it tells the time alone."""
-        self._since = min(self._since, event.at)
+        """Count one event, if its kind tells of work."""
         if event.kind in _TROUBLE:
             self._trouble[_TROUBLE[event.kind], event.capability, event.peer] += 1
         if event.kind != ENDED:
@@ -134,8 +133,8 @@ class Tally:
             if len(self._slowest) > SLOWEST:
                 heapq.heappop(self._slowest)
 
-    def report(self, *, until: float) -> Report:
-        """What the events come to."""
+    def report(self, *, since: float, until: float) -> Report:
+        """What the events of a time come to."""
         for (what, capability, peer), count in self._trouble.items():
             owner, agent = self._who.get(capability, (NOBODY, NOBODY))
             names = {By.CAPABILITY: capability, By.PEER: peer, By.OWNER: owner, By.AGENT: agent}
@@ -146,7 +145,7 @@ class Tally:
         self._trouble.clear()
         ordered = sorted(self._rows.values(), key=lambda row: (-math.fsum(row.run_s), row.name))
         slowest = tuple(slow for _, _, slow in sorted(self._slowest, reverse=True))
-        return Report(self._by, min(self._since, until), until, tuple(ordered), slowest)
+        return Report(self._by, since, until, tuple(ordered), slowest)
 
     def _row(self, name: str) -> Row:
         row = self._rows.get(name)

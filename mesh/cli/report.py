@@ -15,6 +15,7 @@ from mesh.cli.figures import By, Report, Row, Slow, Tally, quantile
 
 if TYPE_CHECKING:
     from contracts.event import Event
+    from mesh.bus.connection import Bus
 
 SINCE: Final = "1h"
 KINDS: Final = ("ended", "retried", "taken-over", "dead-lettered")
@@ -40,12 +41,14 @@ def report(
     from_at = moment(since, now)
     tally = Tally(by)
 
-    async def main() -> None:
-        async for event in _read(capability, from_at):
-            tally.add(event)
+    async def main() -> float:
+        async with console.connected() as bus:
+            async for event in _read(bus, capability, from_at):
+                tally.add(event)
+            return max(from_at, await _kept_since(bus))
 
-    console.run(main())
-    found = tally.report(until=now)
+    kept_since = console.run(main())
+    found = tally.report(since=kept_since, until=now)
     if as_json:
         console.print_json(_document(found))
     elif not found.rows:
@@ -54,20 +57,27 @@ def report(
         _print(found)
 
 
-async def _read(capability: str | None, since: float) -> "AsyncIterator[Event]":
+async def _read(bus: "Bus", capability: str | None, since: float) -> "AsyncIterator[Event]":
     from contracts import wire
     from contracts.errors import ContractError
     from contracts.event import Event
 
-    async with console.connected() as bus:
-        filters = [one for kind in KINDS for one in bus.subjects.events_of(kind, capability or "*", "")]
-        async with aclosing(read_events(bus, filters, since=since)) as found:
-            async for stored in found:
-                try:
-                    yield wire.decode(Event, stored.data)
-                except ContractError:
-                    # `mesh events` shows what cannot be read.
-                    continue
+    filters = [one for kind in KINDS for one in bus.subjects.events_of(kind, capability or "*", "")]
+    async with aclosing(read_events(bus, filters, since=since)) as found:
+        async for stored in found:
+            try:
+                yield wire.decode(Event, stored.data)
+            except ContractError:
+                # `mesh events` shows what cannot be read.
+                continue
+
+
+async def _kept_since(bus: "Bus") -> float:
+    """The time of the oldest event that is kept; before it nothing can be told."""
+    from mesh.bus.records import unix
+
+    info = await bus.api(f"STREAM.INFO.{bus.subjects.event_stream}")
+    return unix(info["state"]["first_ts"]) if info["state"]["messages"] else 0.0
 
 
 def _print(found: Report) -> None:
@@ -84,7 +94,8 @@ def _print(found: Report) -> None:
     tasks = sum(row.tasks for row in found.rows)
     print(f"\n{tasks:,} tasks ended since {clock(found.since)} ({length(found.until - found.since)})")
     if found.usd:
-        print(f"${found.usd:,.4g} spent; a day like this costs ${found.usd_a_day:,.4g}")
+        a_day = f"; a day like this costs ${found.usd_a_day:,.4g}" if found.usd_a_day else ""
+        print(f"${found.usd:,.4g} spent{a_day}")
     if found.slowest:
         print("\nslowest, from stored to answered:")
     for slow in found.slowest:

@@ -15,11 +15,11 @@ def ended(id_: str = "k", *, capability: str = "add", at: float = 100.0, status:
     return Event(kind=EventKind.ENDED, at=at, peer="p1", capability=capability, id=id_, status=status, **more)  # type: ignore[arg-type]
 
 
-def report(events: list[Event], *, by: By, until: float = 200.0) -> Report:
+def report(events: list[Event], *, by: By, since: float = 0.0, until: float = 200.0) -> Report:
     tally = Tally(by)
     for event in events:
         tally.add(event)
-    return tally.report(until=until)
+    return tally.report(since=since, until=until)
 
 
 def test_each_end_is_counted_by_how_it_was() -> None:
@@ -37,6 +37,7 @@ def test_costs_add_up_and_are_told_for_a_day_at_the_same_rate() -> None:
 
     assert found.usd == pytest.approx(1.0)
     assert found.usd_a_day == pytest.approx(24.0)
+    assert report(events, by=By.CAPABILITY, since=3_599.0, until=3_600.0).usd_a_day == 0, "a second tells nothing"
     assert (found.rows[0].tokens_in, found.rows[0].tokens_out) == (20, 10)
 
 
