@@ -21,6 +21,7 @@ from mesh.cli.events import events
 from mesh.cli.fleet import agents, pause, resume
 from mesh.cli.inbox import inbox
 from mesh.cli.limits import limits
+from mesh.cli.report import report
 from mesh.cli.schedule import schedule
 from mesh.cli.serve import run as run_peer
 from mesh.cli.tasks import cancel, result, signal, status, submit
@@ -99,6 +100,7 @@ app.command(rich_help_panel=TASKS)(cancel)
 app.add_typer(schedule, rich_help_panel=TASKS)
 app.add_typer(inbox, rich_help_panel=FLEET)
 app.command(rich_help_panel=FLEET)(agents)
+app.command(rich_help_panel=FLEET)(report)
 app.command(rich_help_panel=FLEET)(pause)
 app.command(rich_help_panel=FLEET)(resume)
 app.add_typer(breaker, rich_help_panel=FLEET)

@@ -1,7 +1,6 @@
 """What all capabilities of one peer share."""
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -36,8 +35,6 @@ from mesh.telemetry.metrics import CapabilityMetrics, Metrics
 from mesh.workflow.durable import DurableContext, Services
 from mesh.workflow.flow import Flow
 from mesh.workflow.slots import Slot
-
-log = logging.getLogger("mesh.runtime")
 
 NOTHING_TRUSTED = 2**63
 FINISHED_PARTS_MAX = 10_000
