@@ -138,7 +138,7 @@ DEAD_LETTERS = Metric(
     "Tasks that were given up and kept as dead letters.",
     "What has to be looked at by a person, and why?",
     ("capability", "reason"),
-    values={"reason": tuple(kind for kind in FailureKind if kind is not FailureKind.TRANSIENT)},
+    values={"reason": tuple(FailureKind)},
 )
 
 # How long it took.
