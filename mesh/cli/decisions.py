@@ -31,6 +31,7 @@ class Chosen:
     choice: str
     count: int
     confidence: float | None
+    is_by_people: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ def decisions(
         return
     for one in counted:
         sure = f"  confidence {one.confidence:.2g}" if one.confidence is not None else ""
-        print(f"{one.count:>9,}  {_under(one.capability, one.version)}  {one_line(one.choice, 60)}{sure}")
+        people = " (by people)" if one.is_by_people else ""
+        print(f"{one.count:>9,}  {_under(one.capability, one.version)}  {one_line(one.choice, 60)}{people}{sure}")
     for change in changes:
         print(f"\n{clock(change.at)}  {_under(change.capability, change.version)} changed without a new version:")
         for what, before, after in zip(
@@ -91,11 +93,15 @@ def decisions(
 
 def counts(made: "Iterable[Event]") -> list[Chosen]:
     """Choices with how often they were made, by capability and version, the most frequent first."""
-    found: dict[tuple[str, str, str], list[float | None]] = {}
+    found: dict[tuple[str, str, str, bool], list[float | None]] = {}
     for event in made:
         if (decision := event.decision) is not None:
-            found.setdefault((event.capability, decision.version, decision.choice), []).append(decision.confidence)
-    counted = [Chosen(*key, len(sure), _mean(sure)) for key, sure in found.items()]
+            key = event.capability, decision.version, decision.choice, bool(decision.by)
+            found.setdefault(key, []).append(decision.confidence)
+    counted = [
+        Chosen(capability, version, choice, len(sure), _mean(sure), is_by_people)
+        for (capability, version, choice, is_by_people), sure in found.items()
+    ]
     return sorted(counted, key=lambda one: (one.capability, one.version, -one.count, one.choice))
 
 

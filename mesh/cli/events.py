@@ -191,9 +191,13 @@ def told(event: "Event") -> str:
     facts = [event.status]
     if event.status:
         facts[0] += f" ({event.failure})" if event.failure else ""
-        facts[0] += f" in {length(event.run_s)}"
-        facts.append(f"queued {length(event.queue_s)}" if event.queue_s >= 0.001 else "")
-        facts.append(f"attempt {event.attempt}" if event.attempt > 1 else "")
+        if event.attempt > 1:
+            # What it waited between its runs is in neither of them.
+            facts[0] += f" after {length(event.queue_s + event.run_s)}"
+            facts.append(f"attempt {event.attempt}")
+        else:
+            facts[0] += f" in {length(event.run_s)}"
+            facts.append(f"queued {length(event.queue_s)}" if event.queue_s >= 0.001 else "")
         facts.append(f"confidence {event.confidence:.2g}" if event.confidence is not None else "")
         if event.spent is not None:
             tokens = event.spent.tokens_in + event.spent.tokens_out

@@ -1,6 +1,7 @@
 """What a peer's state is when somebody asks: gauges, read from the runtime at each scrape."""
 
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client.core import Metric as Shown
@@ -8,6 +9,7 @@ from prometheus_client.core import Metric as Shown
 from mesh.resilience.breaker import State
 from mesh.runtime.host import Host
 from mesh.runtime.intake import Intake
+from mesh.scheduling.lanes import NORMAL, ORDER
 from mesh.telemetry import catalogue
 from mesh.telemetry.cells import counter, gauge
 from mesh.telemetry.metrics import distribution_version
@@ -40,13 +42,16 @@ class Gauges:
         offered, idle = gauge(catalogue.OFFERED_SLOTS), gauge(catalogue.IDLE_SLOTS)
         bids, service = gauge(catalogue.BID), gauge(catalogue.SERVICE_S)
         depth, paused = gauge(catalogue.QUEUE_DEPTH), gauge(catalogue.PAUSED)
-        agents = gauge(catalogue.AGENT_INFO)
+        agents, oldest = gauge(catalogue.AGENT_INFO), gauge(catalogue.OLDEST_TASK_S)
+        ages = self._ages_s()
         for intake in self._intakes:
             load, agent, label = intake.load(), intake.capability.agent, [intake.capability.name]
             in_flight.add_metric(label, load.in_flight)
             slots.add_metric(label, load.slots)
             for lane, count in intake.offering.offered.items():
-                offered.add_metric([*label, lane or "normal"], count)
+                lane_label = [*label, lane or "normal"]
+                offered.add_metric(lane_label, count)
+                oldest.add_metric(lane_label, ages.get((*label, lane), 0.0))
             for why, count in intake.offering.idle().items():
                 idle.add_metric([*label, why], count)
             bids.add_metric(label, load.bid)
@@ -54,7 +59,17 @@ class Gauges:
             depth.add_metric(label, intake.queue_depth)
             paused.add_metric(label, load.is_paused)
             agents.add_metric([*label, agent.name, agent.version, agent.owner], 1)
-        yield from (in_flight, slots, offered, idle, bids, service, depth, paused, agents)
+        yield from (in_flight, slots, offered, idle, bids, service, depth, oldest, paused, agents)
+
+    def _ages_s(self) -> dict[tuple[str, ...], float]:
+        """How old the oldest task of each lane is that is in the hands of this peer."""
+        ages: dict[tuple[str, ...], float] = {}
+        for attempt in self._host.running.copy().values():
+            address = self._host.bus.subjects.parse(attempt.delivery.subject)
+            # A task that was woken has its park's time, and counts as one of the normal lane.
+            lane = address.capability, address.lane if address.lane in ORDER else NORMAL
+            ages[lane] = max(ages.get(lane, 0.0), time.time() - attempt.delivery.stored_at)
+        return ages
 
     def _of_peer(self) -> Iterator[Shown]:
         host = self._host

@@ -15,7 +15,6 @@ import msgspec
 from contracts import headers as names
 from contracts import wire
 from contracts.errors import ContractError
-from contracts.event import EventKind
 from contracts.outcome import Failure, FailureKind, Outcome, Status
 from contracts.wire import ContentType
 from contracts.workflow import Closing
@@ -161,10 +160,6 @@ class Handling:
                 sends, v = written.outcome.sends, written.outcome.v
                 outcome = msgspec.structs.replace(said.outcome, sends=sends, v=v)
                 closing = msgspec.structs.replace(said, outcome=outcome)
-                if closing.to is not None:
-                    kind = EventKind.ESCALATED if closing.is_rung else EventKind.HANDED_OFF
-                    told = ": ".join(filter(None, (f"to {closing.to.capability}", closing.to.reason)))
-                    await self.host.tell(kind, context.identity, told)
         context.has_records = True
         context.decisions = list(closing.outcome.decisions)
         closing = await whole_closing(bus, context.identity, closing)
@@ -290,6 +285,7 @@ class Handling:
             steps=attempt.metrics.steps,
             handoffs=attempt.metrics.handoffs,
             escalations=attempt.metrics.escalations,
+            tell=host.tell,
             is_unwinding=is_unwinding,
             **common,
         )

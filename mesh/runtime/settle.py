@@ -162,8 +162,6 @@ async def _tell_decisions(host: Host, attempt: Attempt, decisions: Sequence[Deci
     """Have the stream of events keep each decision once, before the delivery is settled."""
     if decisions:
         host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
-        # The run is over, and the stream may be slow to answer.
-        attempt.slot.give()
         await host.events.decided(attempt.identity, decisions, attempt.capability.agent)
 
 

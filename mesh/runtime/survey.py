@@ -6,7 +6,7 @@ What it sees are gauges, so that a scrape asks nobody. Rules.
 - The server answers what a consumer or a stream holds at once. Counting the subjects that a filter matches holds it up
   for a third of a second per million, and publishers with it: all peers together may take a share of its time, and
   where a count is dear each looks the more seldom.
-- What was not seen again for long is not shown. While the server does not answer only the age of the last look is.
+- What was not seen again for long is not shown, and without a connection nothing but the age of the last look is.
 - Every right it needs a peer has anyway: `STREAM.INFO` of the mesh's streams, `CONSUMER.INFO` and `CONSUMER.NAMES` of
   its tasks', and reading single records by subject.
 """
@@ -21,7 +21,8 @@ from typing import Final, Generic, TypeVar
 
 from prometheus_client.core import Metric as Shown
 
-from contracts.subjects import Identity
+from contracts.errors import ContractError
+from contracts.subjects import Identity, check_capability
 from mesh.bus import topology
 from mesh.bus.queues import bound_of
 from mesh.endings import HUMAN
@@ -107,11 +108,12 @@ class Survey:
     async def keep(self) -> None:
         """Look for ever."""
         every_s = self._host.settings.survey_s
+        self._looked_at = time.monotonic()
         await asyncio.sleep(random.uniform(0.0, min(FIRST_WITHIN_S, every_s)))  # noqa: S311  # spreads load
         while True:
             try:
                 await self.look()
-            except BusError as error:
+            except (BusError, ContractError) as error:
                 log.info("the mesh was not looked at: %s", error)
             await asyncio.sleep(every_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311  # spreads load
 
@@ -133,6 +135,10 @@ class Survey:
 
     def read(self) -> Iterator[Shown]:
         """The gauges of the mesh as they were seen last; in the thread of a scrape."""
+        if (looked_at := self._looked_at) is not None:
+            yield gauge(catalogue.SURVEY_AGE_S, time.monotonic() - looked_at)
+        if not self._host.bus.is_connected:
+            return
         yield from self._queue_gauges()
         yield from self._stream_gauges()
         for metric, looks in ((catalogue.PARKED_TASKS, self._parked), (catalogue.DEAD_LETTERS_KEPT, self._dead)):
@@ -148,8 +154,6 @@ class Survey:
         if (since := self._inbox.shown()) is not None:
             yield gauge(catalogue.INBOX_WAITING, len(since))
             yield gauge(catalogue.INBOX_OLDEST_S, max(0.0, time.time() - min(since.values(), default=time.time())))
-        if (looked_at := self._looked_at) is not None:
-            yield gauge(catalogue.SURVEY_AGE_S, time.monotonic() - looked_at)
 
     def _queue_gauges(self) -> Iterator[Shown]:
         waiting, unacked = gauge(catalogue.QUEUE_TASKS), gauge(catalogue.UNACKED_TASKS)
@@ -218,8 +222,22 @@ class Survey:
         return found
 
     async def _ask_unserved(self) -> Mapping[str, int]:
-        return await topology.unserved(self._host.bus, capabilities_max=catalogue.UNSERVED_MAX)
+        found: dict[str, int] = {}
+        waiting = await topology.unserved(self._host.bus, capabilities_max=catalogue.UNSERVED_MAX)
+        for name, count in waiting.items():
+            shown = name if _is_capability(name) else catalogue.OTHERS
+            found[shown] = found.get(shown, 0) + count
+        return found
 
     async def _ask_inbox(self) -> Mapping[Identity, float]:
         self._inbox_since = await waiting_since(self._host.bus, self._inbox_since)
         return self._inbox_since
+
+
+def _is_capability(consumer: str) -> bool:
+    """Whether a queue, named as its consumer would be, is one that somebody could serve."""
+    try:
+        check_capability(consumer.partition("@")[0])
+    except ContractError:
+        return False
+    return True

@@ -74,7 +74,7 @@ LABELS: Final[Mapping[str, str]] = MappingProxyType(
         "caller": f"The capability whose task asked, `{CLIENT}` where none did."
         f" The first {CALLERS_MAX} pairs of caller and capability that a peer sees, then `{OTHERS}`.",
         "capability": "What the task asks for. Those that the peer serves;"
-        f" of tasks that nobody serves the first {UNSERVED_MAX} with their lane, as `name@lane`, then `{OTHERS}`.",
+        f" of tasks that nobody serves {UNSERVED_MAX} more, with their lane as `name@lane`, then `{OTHERS}`.",
         "choice": f"What the agent chose, at most {CHOICE_LENGTH_MAX} characters of it."
         f" The first {CHOICES_MAX} of a capability that a peer sees, then `{OTHERS}`.",
         "digest": "As the agent gave it. Those last used within an hour,"
@@ -138,7 +138,7 @@ DEAD_LETTERS = Metric(
     "Tasks that were given up and kept as dead letters.",
     "What has to be looked at by a person, and why?",
     ("capability", "reason"),
-    values={"reason": tuple(kind for kind in FailureKind if kind is not FailureKind.TRANSIENT)},
+    values={"reason": tuple(FailureKind)},
 )
 
 # How long it took.
@@ -490,6 +490,16 @@ QUEUE_DEPTH = Metric(
     "Is there a backlog?",
     _CAPABILITY,
 )
+OLDEST_TASK_S = Metric(
+    "mesh_oldest_task_seconds",
+    "gauge",
+    Group.SLOTS,
+    "Age, from stored, of the oldest task in the hands of this peer; 0 where it holds none. What waits in the queue is"
+    " in nobody's hands.",
+    "Does a task hang?",
+    ("capability", "lane"),
+    values=_LANE,
+)
 PAUSED = Metric(
     "mesh_paused",
     "gauge",
@@ -641,7 +651,7 @@ SURVEY_AGE_S = Metric(
     "mesh_survey_age_seconds",
     "gauge",
     Group.MESH,
-    "How long ago this peer looked at the mesh with success. Before the first look it is left out.",
+    "How long ago this peer looked at the mesh with success, or began to try.",
     "How old are the gauges of the mesh?",
 )
 

@@ -14,7 +14,6 @@ from prometheus_client.core import Metric as Shown
 from prometheus_client.registry import Collector
 
 from contracts.errors import ContractError
-from contracts.event import EventKind
 from contracts.outcome import DecidedBy, Outcome, Spent, Status
 from contracts.subjects import SESSION, check_capability
 from mesh.telemetry import catalogue
@@ -83,8 +82,7 @@ class Metrics:
             self._counts(catalogue.LIMIT_REFUSED),
             trace=lambda: self.exemplar(),
         )
-        events = self._counts(catalogue.EVENTS)
-        self.events = {kind: events.of(kind) for kind in EventKind}
+        self.events = _each(self._counts(catalogue.EVENTS), "kind")
         self.events_lost = self._counts(catalogue.EVENTS_LOST).of()
         self.breaker_names = Names(NAMES_MAX)
         self.callers = Names(CALLERS_MAX)
@@ -157,8 +155,10 @@ class CapabilityMetrics:
         self.wakes = metrics.wakes.of(capability)
         self.escalations = metrics.escalations.of(capability)
         self.handoffs = metrics.handoffs.of(capability)
-        self.steps = {how: metrics.steps.of(capability, how) for how in ("ran", "replayed")}
-        self.duplicates = {at: metrics.duplicates.of(capability, at) for at in ("submit", "start", "commit")}
+        self.steps = _each(metrics.steps, "how", capability)
+        self.duplicates = _each(metrics.duplicates, "at", capability)
+        self._handed_back = _each(metrics.handed_back, "reason", capability)
+        self._dead_letters = _each(metrics.dead_letters, "reason", capability)
         self.confidence = metrics.confidence.of(capability)
         self.decision_confidence = metrics.decision_confidence.of(capability)
         self.tokens_in = metrics.tokens.of(capability, "in")
@@ -219,10 +219,12 @@ class CapabilityMetrics:
         self.mesh_s.inc(mesh_s)
 
     def handed_back(self, reason: str) -> None:
-        self._metrics.handed_back.of(self._capability, reason).inc()
+        """Count a delivery that was given back, for one of the reasons in the catalogue."""
+        self._handed_back[reason].inc()
 
     def dead_lettered(self, reason: str) -> None:
-        self._metrics.dead_letters.of(self._capability, reason).inc()
+        """Count a task that was given up, for one of the reasons in the catalogue."""
+        self._dead_letters[reason].inc()
 
     def _caller(self, name: str) -> str:
         """The label of whoever asked: a lineage is what the submitter says it is."""
@@ -266,14 +268,16 @@ class BreakerMetrics:
 
     def __init__(self, metrics: Metrics, name: str) -> None:
         self.refused = metrics.breaker_refused.of(name)
-        self._metrics = metrics
-        self._name = name
+        self._calls = _each(metrics.breaker_calls, "how", name)
+        self._transitions = _each(metrics.breaker_transitions, "to", name)
 
     def called(self, how: str) -> None:
-        self._metrics.breaker_calls.of(self._name, how).inc()
+        """Count a call, by what it came to."""
+        self._calls[how].inc()
 
     def changed(self, to: str) -> None:
-        self._metrics.breaker_transitions.of(self._name, to).inc()
+        """Count a change of its state that this peer decided."""
+        self._transitions[to].inc()
 
 
 class LimitMetrics:
@@ -289,15 +293,23 @@ class LimitMetrics:
         self._names = Names(NAMES_MAX)
 
     def granted(self, resource: str, waited_s: float) -> None:
-        shown = self._names.of(resource)
-        self._granted.of(shown).inc()
-        self._wait_s.of(shown).observe(waited_s, self._trace())
+        """Count a call that had its turn."""
+        wait_s, granted, _ = self._of(resource)
+        granted.inc()
+        wait_s.observe(waited_s, self._trace())
 
     def refused(self, resource: str) -> None:
-        self._refused.of(self._names.of(resource)).inc()
+        """Count a call whose turn would have come too late."""
+        _, _, refused = self._of(resource)
+        refused.inc()
 
     def unlimited(self) -> None:
+        """Count a call of a resource that has no limit."""
         self._granted.of(NO_LIMIT).inc()
+
+    def _of(self, resource: str) -> tuple[Distribution, Count, Count]:
+        shown = self._names.of(resource)
+        return self._wait_s.of(shown), self._granted.of(shown), self._refused.of(shown)
 
 
 class _Derived(Collector):
@@ -313,6 +325,12 @@ class _Derived(Collector):
             with suppress(RuntimeError):
                 return list(self._read())
         return list(self._read())
+
+
+def _each(family: Counts, last_label: str, *labels: str) -> dict[str, Count]:
+    """The cells for all values of a closed last label: shown at zero, a first one counts as an increase."""
+    assert family.metric.labels[-1] == last_label, family.metric.name
+    return {value: family.of(*labels, value) for value in family.metric.values[last_label]}
 
 
 def distribution_version() -> str:

@@ -9,7 +9,7 @@ the stream's leader before it runs again; a child that is missed is submitted ag
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 import msgspec
 
 from contracts.errors import ContractError
+from contracts.event import EventKind
 from contracts.outcome import Send
+from contracts.subjects import Identity
 from contracts.workflow import Signal, Step
 from mesh.bus.commit import read_outcome, stored_type
 from mesh.bus.connection import Bus
@@ -88,11 +90,15 @@ class Services:
             yield
 
 
+Tell = Callable[[EventKind, Identity, str], Awaitable[None]]
+"""Publishes an event of a task, with more for people."""
+
+
 class DurableContext(Context):
     """The context of an attempt on the mesh. `is_first` promises that nothing of the task is on record.
 
     `steps` counts what `ran` and what was `replayed` from its record, `handoffs` and `escalations` whom the task is
-    passed to, when they are asked.
+    passed to, when they are asked, which `tell` is told, too.
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class DurableContext(Context):
         steps: Mapping[str, Count],
         handoffs: Count,
         escalations: Count,
+        tell: Tell,
         is_unwinding: bool = False,
         **more: Any,
     ) -> None:
@@ -122,7 +129,8 @@ class DurableContext(Context):
         self._steps = steps
         self._handoffs = handoffs
         self._escalations = escalations
-        self._passed_on: Count | None = None
+        self._tell = tell
+        self._passed_on: tuple[Count, EventKind] | None = None
         self._has_saga = False
         self._went_on_at = time.monotonic()
         self._hearing: AsyncExitStack | None = None
@@ -173,8 +181,11 @@ class DurableContext(Context):
             async with self._flow.waiting(wait):
                 existing = await self._submit(asked)
                 if existing is None and self._passed_on is not None:
-                    self._passed_on.inc()
+                    count, kind = self._passed_on
+                    count.inc()
                     self._passed_on = None
+                    to, reason = asked.identity.capability, asked.send.task.reason
+                    await self._tell(kind, self.identity, f"to {to}: {reason}" if reason else f"to {to}")
                 arming.close()
                 if existing is not None and self._is_result(existing):
                     stored = existing
@@ -274,7 +285,8 @@ class DurableContext(Context):
             await self._services.inbox.admit(asked.identity)
 
     def _passes_on(self, *, is_rung: bool) -> None:
-        self._passed_on = self._escalations if is_rung else self._handoffs
+        rung, tail = (self._escalations, EventKind.ESCALATED), (self._handoffs, EventKind.HANDED_OFF)
+        self._passed_on = rung if is_rung else tail
 
     def _is_new_task(self) -> bool:
         return self._is_first

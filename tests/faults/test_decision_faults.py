@@ -44,7 +44,13 @@ async def decided(here: Scene) -> tuple[Counter[str], Counter[str]]:
 
 
 @pytest.mark.parametrize(
-    "point", [Point.COMMITTED, Point.UNTOLD, pytest.param(Point.TOLD, marks=pytest.mark.slow), Point.PARKED]
+    "point",
+    [
+        Point.COMMITTED,
+        Point.UNTOLD,
+        pytest.param(Point.TOLD, marks=pytest.mark.slow),
+        pytest.param(Point.PARKED, marks=pytest.mark.slow),
+    ],
 )
 async def test_a_peer_killed_at_a_named_point_leaves_each_decision_told_once(point: Point, tmp_path: Path) -> None:
     async with scene(tmp_path, peers=2, seed=seed(), points={point: 1.0}, times_max=2, **DECIDERS) as here:
