@@ -48,8 +48,10 @@ from mesh.runtime.timekeeper import Timekeeper
 from mesh.scheduling.bids import Offer
 from mesh.scheduling.lanes import ORDER
 from mesh.settings import Settings
+from mesh.telemetry import logs, tracing
 from mesh.telemetry.http import Pages, served
-from mesh.telemetry.metrics import Metrics
+from mesh.telemetry.metrics import Metrics, distribution_version
+from mesh.telemetry.tracing import Tracing
 from mesh.workflow.durable import Services
 from mesh.workflow.limits import Limiter
 
@@ -309,6 +311,7 @@ class Peer:
 
     async def _live(self) -> None:
         await self._connected.wait()
+        logs.of_peer(self.id)
         connection = self.broker.connection
         async with self.bus.open(connection), AsyncExitStack() as stack:
             elections = consumer_elections(self.settings.subjects.stream)
@@ -318,6 +321,8 @@ class Peer:
             await self._learn()
             await stack.enter_async_context(self.host.heartbeat.running())
             pages = Pages(self.metrics.registry, self.is_healthy, self.is_ready)
+            self.host.tracing = self._traced()
+            stack.push_async_callback(self.host.tracing.flush)
             self.metrics_url = stack.enter_context(
                 served(pages, host=self.settings.http_host, port=self.settings.http_port)
                 if self.settings.http_port >= 0
@@ -346,6 +351,10 @@ class Peer:
                 await self._drain.wait()
                 await self._hand_over()
         self._drained.set()
+
+    def _traced(self) -> Tracing:
+        service = "+".join(agent.name for agent, _ in self.hosted)[:64]
+        return tracing.started(self.settings, service=service, instance=self.id, version=distribution_version())
 
     async def _hand_over(self) -> None:
         self.state = PeerState.DRAINING

@@ -19,6 +19,7 @@ from mesh.bus.pull import Delivery
 from mesh.capability import Capability
 from mesh.context import BlockingContext
 from mesh.errors import BusUnavailable, PublishRejected, PublishUnconfirmed
+from mesh.runtime import traced
 from mesh.runtime.attempt import judge
 from mesh.runtime.handling import TIMEOUT_SLACK_S
 from mesh.runtime.host import Attempt, Host
@@ -156,6 +157,7 @@ class Intake:
                 verdict = HandBack("malformed record", delay_s=REFUSED_AGAIN_S)
             except (BusUnavailable, PublishUnconfirmed):
                 verdict = HandBack("bus away", delay_s=1.0)
+            traced.judged(host, attempt, verdict)
             # What fails soon is not fast.
             if isinstance(verdict, Answer) and verdict.outcome.status is Status.DONE:
                 self.offering.observe(attempt.held_s, attempt.payload_class)
@@ -166,6 +168,7 @@ class Intake:
                     log.error("%s cannot be settled, it comes again: %s", attempt.identity, error)
                     await settle(host, attempt, HandBack("refused", delay_s=REFUSED_AGAIN_S))
         finally:
+            attempt.span.end()
             host.heartbeat.end(attempt.row)
             del host.running[attempt.identity]
             host.keep_parts(attempt)
