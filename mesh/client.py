@@ -160,9 +160,16 @@ class Mesh:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, url: str | None = None, *, settings: Settings | None = None, name: str = "client"
+        cls,
+        url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        name: str = "client",
+        tracer_provider: Any = None,
     ) -> AsyncIterator["Mesh"]:
         """A client until left. `url` goes before MESH_NATS_URL; without either, the mesh that `mesh up` runs here.
+
+        What it submits is traced by OpenTelemetry's `tracer_provider`, or as MESH_TRACES says.
 
         Raises:
             SetupError: no server is named and none runs here.
@@ -170,7 +177,8 @@ class Mesh:
         """
         settings = with_local_server(settings or Settings(), url)
         async with Bus.connect(settings, name) as bus:
-            traced = tracing.started(settings, service=name, instance=name, version=distribution_version())
+            told = {"service": name, "instance": name, "version": distribution_version()}
+            traced = tracing.started(settings, provider=tracer_provider, **told)
             mesh = cls(bus, sender=Sender(agent=name, role="client"), tracing=traced)
             try:
                 async with mesh._echoes.open(), mesh._echoes.below(mesh.session), serving() as mesh._fibers:

@@ -70,13 +70,16 @@ Hosted = tuple[AgentInfo, Sequence[Capability[Any, Any, Any]]]
 class Peer:
     """One process's share of the mesh: agents, their slots, and the planes they speak on.
 
+    Runs are traced by OpenTelemetry's `tracer_provider`, or as MESH_TRACES says.
+
     Raises:
         SetupError: no capability to serve, two handlers for one capability, or no server to connect to.
     """
 
-    def __init__(self, *hosted: Hosted, settings: Settings | None = None) -> None:
+    def __init__(self, *hosted: Hosted, settings: Settings | None = None, tracer_provider: Any = None) -> None:
         self.settings = settings = settings or Settings()
         self.hosted = hosted
+        self._tracer_provider = tracer_provider
         capabilities = [capability for _, offered in hosted for capability in offered]
         names = [capability.name for capability in capabilities]
         if not names:
@@ -354,7 +357,8 @@ class Peer:
 
     def _traced(self) -> Tracing:
         service = "+".join(agent.name for agent, _ in self.hosted)[:64]
-        return tracing.started(self.settings, service=service, instance=self.id, version=distribution_version())
+        told = {"service": service, "instance": self.id, "version": distribution_version()}
+        return tracing.started(self.settings, provider=self._tracer_provider, **told)
 
     async def _hand_over(self) -> None:
         self.state = PeerState.DRAINING

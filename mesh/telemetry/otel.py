@@ -202,13 +202,13 @@ class OTel(Tracing):
         return RecordedSpan(span, parent)
 
 
-def started(how: str, *, service: str, instance: str, version: str) -> Tracing:
-    """Tracing by the process's own provider, or by one that exports to where the OTEL_* variables say.
+def started(how: str, provider: trace.TracerProvider | None, *, service: str, instance: str, version: str) -> Tracing:
+    """Tracing by a provider, the process's own, or one that exports to where the OTEL_* variables say.
 
     Raises:
         SetupError: the exporter cannot be set up.
     """
-    provider = trace.get_tracer_provider()
+    provider = provider or trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider):
         if how != "otlp":
             return OFF

@@ -120,14 +120,19 @@ _ids: Callable[[], tuple[str, str, bool] | None] | None = None
 """Trace id, span id, and whether it is sampled, of the current span; set once something is traced in this process."""
 
 
-def started(settings: Settings, *, service: str, instance: str = "", version: str = "") -> Tracing:
+def started(
+    settings: Settings, *, service: str, instance: str = "", version: str = "", provider: Any = None
+) -> Tracing:
     """The tracing that `MESH_TRACES` asks for, of what calls itself `service` where the environment says no name.
+
+    A `provider` records it in place of the process's own, or of one that exports.
 
     Raises:
         SetupError: spans are to be exported, and the extra `otel` is not installed.
     """
     # Who has set a provider has imported this; without one there is nothing to spend the import on.
-    if settings.traces == "off" or (settings.traces == "auto" and "opentelemetry.trace" not in sys.modules):
+    has_none = provider is None and "opentelemetry.trace" not in sys.modules
+    if settings.traces == "off" or (settings.traces == "auto" and has_none):
         return OFF
     try:
         from mesh.telemetry import otel
@@ -135,7 +140,7 @@ def started(settings: Settings, *, service: str, instance: str = "", version: st
         if settings.traces == "auto":
             return OFF
         raise SetupError(f"MESH_TRACES is otlp: pip install 'starling-mesh[otel]' ({error})") from error
-    return otel.started(settings.traces, service=service, instance=instance, version=version)
+    return otel.started(settings.traces, provider, service=service, instance=instance, version=version)
 
 
 def told_by(read: Callable[[], tuple[str, str, bool] | None]) -> None:
