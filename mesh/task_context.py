@@ -94,6 +94,11 @@ class TaskContext:
         return self.trace.get(TRACEPARENT, "")
 
     @property
+    def tracer_provider(self) -> Any:
+        """OpenTelemetry's provider that records this task's spans; None where it is not traced."""
+        return self._tracing.provider
+
+    @property
     def id(self) -> str:
         return self.identity.id
 

@@ -12,7 +12,9 @@ recorded come from `mesh.telemetry.otel`, which is imported only where OpenTelem
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final
 
@@ -159,6 +161,35 @@ def exemplar() -> dict[str, str] | None:
     """Trace id and span id of the current span as labels of a metric's exemplar; None where it is not sampled."""
     found = None if _ids is None else _ids()
     return {"trace_id": found[0], "span_id": found[1]} if found is not None and found[2] else None
+
+
+class Replay:
+    """Whether what a block asked for was on record."""
+
+    __slots__ = ("was_found",)
+
+    def __init__(self) -> None:
+        self.was_found = False
+
+
+_replay: ContextVar[Replay | None] = ContextVar("mesh_replay", default=None)
+
+
+@contextmanager
+def watching_replay() -> Iterator[Replay]:
+    """Learn whether the child that the block asks for was asked for by an earlier run, and answered."""
+    replay = Replay()
+    token = _replay.set(replay)
+    try:
+        yield replay
+    finally:
+        _replay.reset(token)
+
+
+def found_on_record() -> None:
+    """Say that a child's answer was on record."""
+    if (replay := _replay.get()) is not None:
+        replay.was_found = True
 
 
 def carried(headers: Headers) -> dict[str, str]:

@@ -42,7 +42,7 @@ from mesh.errors import (
 from mesh.fibers import serving
 from mesh.limits import WITHIN_S, Grant
 from mesh.settings import Settings
-from mesh.telemetry.tracing import DUPLICATE, NO_SPAN, Span
+from mesh.telemetry.tracing import DUPLICATE, NO_SPAN, Span, found_on_record
 from mesh.verbs import Answered, Asked
 from mesh.workflow.flow import Flow
 from mesh.workflow.inbox import Inbox
@@ -159,6 +159,7 @@ class DurableContext(Context):
                 stored = await (read_at_leader(self._bus, self.identity, record) if surely else read(self._bus, record))
                 if stored is not None:
                     self._steps["replayed"].inc()
+                    found_on_record()
                     found = await self._whole(asked, self._found(asked, stored))
                     await self._went_on(is_failure=found.outcome.failure is not None)
                     return found
