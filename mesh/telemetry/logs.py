@@ -4,6 +4,7 @@ The task stands in a context variable around its handler, in the handler's threa
 it uses carries it.
 """
 
+import json
 import logging
 import re
 import sys
@@ -67,7 +68,11 @@ class JsonFormatter(logging.Formatter):
         try:
             return msgspec.json.encode(line, enc_hook=str).decode()
         except (TypeError, ValueError, RecursionError):
-            return msgspec.json.encode({name: str(value) for name, value in line.items()}).decode()
+            # Whatever it is, as text, what cannot be encoded escaped.
+            plain = (str, int, float)
+            return json.dumps(
+                {name: value if isinstance(value, plain) else ascii(value) for name, value in line.items()}
+            )
 
 
 class TextFormatter(logging.Formatter):
