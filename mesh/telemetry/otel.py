@@ -28,7 +28,7 @@ from mesh.telemetry.tracing import OFF, Attributes, Headers, Span, Tracing, Valu
 log = logging.getLogger("mesh.telemetry")
 
 SCOPE: Final = "starling"
-FLUSH_WITHIN_S: Final = 3.0
+FLUSH_WITHIN_S: Final = 2.0
 """How long a peer or client that leaves waits for its last spans to be taken."""
 
 _TRACE: Final = TraceContextTextMapPropagator()
