@@ -97,6 +97,7 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
         metrics.tasks[outcome.status].inc()
         metrics.queue_s.observe(outcome.queue_s)
         metrics.run_s.observe(outcome.run_s)
+        host.answered.note(attempt.identity.capability, attempt.task, outcome.status, at=time.time())
         if outcome.status is Status.CANCELLED:
             await host.tell(EventKind.CANCELLED, attempt.identity)
         await _finish(host, attempt, outcome, as_type)
