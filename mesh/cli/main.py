@@ -19,6 +19,7 @@ from mesh.cli.doctor import doctor
 from mesh.cli.fleet import agents, pause, resume
 from mesh.cli.inbox import inbox
 from mesh.cli.limits import limits
+from mesh.cli.map import map_
 from mesh.cli.schedule import schedule
 from mesh.cli.serve import run as run_peer
 from mesh.cli.tasks import cancel, result, signal, status, submit
@@ -97,6 +98,7 @@ app.command(rich_help_panel=TASKS)(cancel)
 app.add_typer(schedule, rich_help_panel=TASKS)
 app.add_typer(inbox, rich_help_panel=FLEET)
 app.command(rich_help_panel=FLEET)(agents)
+app.command("map", rich_help_panel=FLEET)(map_)
 app.command(rich_help_panel=FLEET)(pause)
 app.command(rich_help_panel=FLEET)(resume)
 app.add_typer(breaker, rich_help_panel=FLEET)
