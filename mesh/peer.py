@@ -1,8 +1,8 @@
 """A peer: one process that hosts agents. The only module that wires the parts together.
 
 FastStream is the shell: its application owns signals and life cycle, its broker the connection, and its
-subscribers and publishers the planes that are not stored (control, presence, events, questions). The task
-plane runs over the same connection.
+subscribers and publishers the planes that are not stored (control, presence, questions). The task plane, and the
+events it tells, run over the same connection.
 
 Life: connect → make sure of the topology → learn the control records → offer slots … on SIGTERM: stop bidding
 → finish within grace → hand the rest back → leave.
@@ -28,7 +28,7 @@ from prometheus_client.core import GaugeMetricFamily
 
 from contracts.card import Beat, Described, PeerState
 from contracts.control import PartsKept, PartsWanted, Running, Runs, WhoRuns
-from contracts.event import Event, EventKind
+from contracts.event import EventKind
 from contracts.subjects import Identity, consumer_name
 from mesh.bus import control, topology
 from mesh.bus.connection import Bus, Headers, server_addresses
@@ -40,6 +40,7 @@ from mesh.resilience.breaker import State
 from mesh.runtime.breakers import Breakers
 from mesh.runtime.cancelled import Cancelled
 from mesh.runtime.controls import Controls
+from mesh.runtime.events import Events
 from mesh.runtime.heartbeat import Heartbeat
 from mesh.runtime.host import Host
 from mesh.runtime.intake import Intake
@@ -118,7 +119,7 @@ class Peer:
             ),
             heartbeat=Heartbeat(settings, rows=4 * slots + settings.hot_waits_max + SPARE_ROWS),
             services=Services(self.bus, settings, self.id, limiter),
-            publish_event=self._publish_event,
+            events=Events(self.bus, settings, self.id),
             offers_of=self._offers_of,
         )
         self.host.controls.on_change.append(self.host.cancel_running)
@@ -246,10 +247,6 @@ class Peer:
             agents=tuple(agent.name for agent, _ in self.hosted),
             load={intake.capability.name: intake.load() for intake in self.intakes},
         )
-
-    async def _publish_event(self, event: Event) -> None:
-        subject = self.settings.subjects.event(event.kind, Identity(event.capability or "-", event.id or self.id))
-        await self.broker.publish(event, subject)
 
     def live_peers(self) -> int:
         """How many peers beat lately, this one included."""

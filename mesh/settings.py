@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -65,6 +66,16 @@ class Settings(BaseSettings):
         default=1_000_000, ge=1, description="Tasks that may wait in a lane of a capability that sets no `queue_max`."
     )
     full_at: float = Field(default=0.9, gt=0, le=1, description="Share of the stream's limit at which clients stop.")
+
+    events: Literal["off", "notable", "all"] = Field(
+        default="all", description="What is published of tasks and peers. `notable`: not that a task ended or waits."
+    )
+    events_bytes_max: int = Field(
+        default=256 * 2**20, ge=2**20, description="Limit of the stream of events, when created here; the oldest go."
+    )
+    events_ttl_s: float = Field(
+        default=7 * 86_400.0, ge=1, description="How long events are kept at most, when their stream is created here."
+    )
 
     http_host: str = Field(default="127.0.0.1", description="Where a peer serves /metrics, /healthz and /readyz.")
     http_port: int = Field(default=0, ge=-1, le=65535, description="0 takes a free port, -1 serves nothing.")

@@ -84,6 +84,7 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
             return HandBack("its retry is not due", delay_s=wait)
 
     attempt.number = ledger.last + 1
+    attempt.decided_before = ledger.decisions
     attempt.is_early = in_line(attempt.identity) is not None
     as_type: ContentType = "application/json"
     try:
@@ -227,6 +228,8 @@ async def _begin(host: Host, attempt: Attempt, ledger: Ledger) -> bool:
         return False
     if ledger.crashes:
         await host.tell(EventKind.TAKEN_OVER, attempt.identity)
+    elif attempt.is_wake:
+        await host.tell(EventKind.WOKEN, attempt.identity)
     return True
 
 

@@ -15,6 +15,7 @@ import msgspec
 from contracts import headers as names
 from contracts import wire
 from contracts.errors import ContractError
+from contracts.event import EventKind
 from contracts.outcome import Failure, FailureKind, Outcome, Status
 from contracts.wire import ContentType
 from contracts.workflow import Closing
@@ -155,7 +156,12 @@ class Handling:
                 sends, v = written.outcome.sends, written.outcome.v
                 outcome = msgspec.structs.replace(said.outcome, sends=sends, v=v)
                 closing = msgspec.structs.replace(said, outcome=outcome)
+                if closing.to is not None:
+                    kind = EventKind.ESCALATED if closing.is_rung else EventKind.HANDED_OFF
+                    told = ": ".join(filter(None, (f"to {closing.to.capability}", closing.to.reason)))
+                    await self.host.tell(kind, context.identity, told)
         context.has_records = True
+        context.decisions = list(closing.outcome.decisions)
         closing = await whole_closing(bus, context.identity, closing)
         outcome = await conclude(capability, closing, context, payload, hops_max=self.host.settings.hops_max)
         return answer(self.host, self.attempt, outcome=outcome)
@@ -382,9 +388,15 @@ def answer(
             confidence=context.confidence if context is not None else None,
             reason=context.reason if context is not None else "",
             spent=context.spent_total if context is not None else None,
+            # One that ended without a value may have been decided about by an earlier run only.
+            decisions=attempt.decisions
+            if failure is not None or status is not None or context is None
+            else tuple(context.decisions),
         )
-    elif context is not None and context.spent_total is not None and outcome.spent is None:
-        outcome = msgspec.structs.replace(outcome, spent=context.spent_total)
+    else:
+        if context is not None and context.spent_total is not None and outcome.spent is None:
+            outcome = msgspec.structs.replace(outcome, spent=context.spent_total)
+        outcome = msgspec.structs.replace(outcome, decisions=outcome.decisions or attempt.decisions)
     return Answer(
         msgspec.structs.replace(
             outcome,

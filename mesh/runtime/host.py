@@ -4,13 +4,14 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from contracts import wire
 from contracts.control import Runs, WhoRuns
-from contracts.event import Event, EventKind
+from contracts.decision import Decision
+from contracts.event import EventKind
 from contracts.objects import Kept
 from contracts.subjects import SESSION, Identity, in_line
 from contracts.task import Sender, Task
@@ -27,6 +28,7 @@ from mesh.resilience.budget import RetryBudget
 from mesh.runtime.answered import Answered
 from mesh.runtime.breakers import Breakers, Guarded
 from mesh.runtime.controls import Controls
+from mesh.runtime.events import Events
 from mesh.runtime.heartbeat import Heartbeat
 from mesh.runtime.lag import Lag
 from mesh.scheduling.bids import Offer
@@ -79,6 +81,8 @@ class Attempt:
     is_early: bool = False
     """Whether it stands in a line, and it is not known that its turn has come."""
     guarded: Guarded = field(default_factory=Guarded)
+    decided_before: tuple[Decision, ...] = ()
+    """What the last run that is on record had decided when it ended."""
     mark: Mark | None = None
     """How far its line had come when it was looked at."""
 
@@ -86,6 +90,12 @@ class Attempt:
     def kept(self) -> Kept | None:
         """Where the payload is, if it does not travel in the task's message."""
         return readable_payload(self.delivery.headers, self.delivery.payload, self.identity)
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What its handler decided, in the runs that are known here."""
+        made = tuple(self.context.decisions) if self.context is not None else ()
+        return made or self.decided_before
 
     @property
     def held_s(self) -> float:
@@ -162,7 +172,7 @@ class Host:
     breakers: Breakers
     heartbeat: Heartbeat
     services: Services
-    publish_event: Callable[[Event], Awaitable[None]]
+    events: Events
     offers_of: Callable[[str], Iterable[Offer]]
     """What other peers that take work of a capability offer, as they told lately."""
     lag: Lag = field(default_factory=Lag)
@@ -225,19 +235,8 @@ class Host:
         return tuple(finished.parts) if finished is not None and finished.attempt == attempt else ()
 
     async def tell(self, kind: EventKind, task: Identity | None = None, detail: str = "") -> None:
-        """Publish a lifecycle event, if somebody can hear it."""
-        event = Event(
-            kind=kind,
-            at=time.time(),
-            peer=self.peer,
-            capability=task.capability if task else "",
-            id=task.id if task else "",
-            detail=detail,
-        )
-        try:
-            await self.publish_event(event)
-        except Exception as error:  # noqa: BLE001  # an event nobody stores must not fail a task
-            log.debug("event %s not published: %s", kind, error)
+        """Publish a lifecycle event; see `mesh.runtime.events`."""
+        await self.events.tell(kind, task, detail)
 
     def cancel_running(self) -> None:
         """End what runs here and was cancelled meanwhile."""

@@ -3,12 +3,14 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import assert_never
 
 import msgspec
 
 from contracts import headers as names
 from contracts import wire
+from contracts.decision import Decision
 from contracts.errors import ContractError, NewerFormat
 from contracts.event import EventKind
 from contracts.outcome import AttemptEnded, Ended, Failure, FailureKind, Outcome, Status
@@ -100,6 +102,7 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
         host.answered.note(attempt.identity.capability, attempt.task, outcome.status, at=time.time())
         if outcome.status is Status.CANCELLED:
             await host.tell(EventKind.CANCELLED, attempt.identity)
+        await host.events.ended(attempt.identity, attempt.task, attempt.capability.agent, outcome)
         await _finish(host, attempt, outcome, as_type)
 
 
@@ -150,10 +153,20 @@ async def _finish(host: Host, attempt: Attempt, outcome: Outcome, as_type: Conte
             await host.tell(EventKind.DEAD_LETTERED, attempt.identity, outcome.failure.message)
     await _wake_parent(host, attempt)
     await _pass_on(host, attempt, is_early=outcome.is_early)
+    await _tell_decisions(host, attempt, outcome.decisions)
     if outcome.status is not Status.FAILED and (kept := attempt.kept) is not None:
         # Nobody asks for it any more. Of a failed task it is the dead letter's.
         await remove(host.bus, payload_place(attempt.identity, kept), kept)
     await ack(host.bus, attempt.delivery)
+
+
+async def _tell_decisions(host: Host, attempt: Attempt, decisions: Sequence[Decision]) -> None:
+    """Have the stream of events keep each decision once, before the delivery is settled."""
+    if decisions:
+        host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
+        # The run is over, and the stream may be slow to answer.
+        attempt.slot.give()
+        await host.events.decided(attempt.identity, decisions, attempt.capability.agent)
 
 
 async def _wake_parent(host: Host, attempt: Attempt) -> None:
@@ -187,7 +200,9 @@ async def _park(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> None:
     # First that this run is over, then the park, then its timer, then a last look: see `mesh.bus.parks`.
     host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
     await _record_ended(host, attempt, AttemptEnded(how=Ended.PARKED, peer=host.peer, at=time.time()))
+    await _tell_decisions(host, attempt, attempt.decisions)
     await keep_parked(host, attempt, waits)
+    await host.tell(EventKind.PARKED, attempt.identity)
     records = [record for wait in waits for record in wait.records]
     is_over = any(await read_many(host.bus, records)) or any(wait.due and wait.due <= time.time() for wait in waits)
     if not is_over:
@@ -256,6 +271,8 @@ async def _hand_back(
 
 async def _record_ended(host: Host, attempt: Attempt, end: AttemptEnded) -> None:
     ttl_s = attempt.ledger_ttl_s(host.settings)
+    if attempt.decisions:
+        end = msgspec.structs.replace(end, decisions=attempt.decisions)
     await record_ended(host.bus, attempt.identity, attempt.number, end, ttl_s=ttl_s)
 
 
