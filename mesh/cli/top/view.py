@@ -28,7 +28,7 @@ NOTICE_S: Final = 8.0
 KEYS: Final = "? help  enter open  s sort  / filter  t trace  space hold  p pause  q quit"
 HELP: Final = """\
 1-7, tab, shift+tab   switch the screen
-up, down, left, right, page up, page down   move; tables are wider than they look
+arrows, page up, page down   move; tables are wider than they look
 enter   open what is chosen: a capability, a peer, a task's tree, dead letters
 escape  back
 s, r    sort by the next column; turn the order round
