@@ -27,7 +27,7 @@ class Terminal:
 
     async def press(self, *keys: str) -> None:
         """Press keys, by tmux's names: `Enter`, `Escape`, `Up`, or the letters themselves."""
-        await self._tmux("send-keys", *keys)
+        await self._tmux("send-keys", "--", *keys)
 
     async def screen(self) -> str:
         """What stands on the screen, line by line."""
