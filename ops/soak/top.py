@@ -175,6 +175,8 @@ async def _watch(opened: Terminal, fleet: Fleet, load: Load, report: Report) -> 
         await opened.press(*KEYS[round_ % len(KEYS)])
         round_ += 1
         await asyncio.sleep(SAMPLE_S)
+        if await opened.has_ended():
+            raise AssertionError(f"mesh top ended by itself:\n{await opened.screen()}")
         report.cpu.append(process.cpu_percent() / 100)
         report.memory.append(process.memory_info().rss)
         report.threads.append(process.num_threads())
@@ -194,6 +196,7 @@ async def _kill_one(opened: Terminal, fleet: Fleet, report: Report) -> None:
     victim = fleet.pids[0]
     await _leave_details(opened)
     await opened.press("2", "/")
+    await _until(opened, lambda screen: "[2 peers]" in screen and "only rows with" in screen, within_s=30)
     await opened.press(f"-{victim}-", "Enter")
     await _until(opened, lambda screen: re.search(rf"-{victim}-\w+ +ready", screen), within_s=30)
     send_signal(victim, 9)
@@ -207,8 +210,9 @@ async def _kill_one(opened: Terminal, fleet: Fleet, report: Report) -> None:
 
 
 async def _leave_details(opened: Terminal) -> None:
-    # Escape and a key right behind it are another key.
-    await opened.press("Escape")
+    if "escape back" in await opened.screen():
+        # Escape and a key right behind it would be another key.
+        await opened.press("Escape")
     await _until(opened, lambda screen: "? help" in screen, within_s=30)
 
 

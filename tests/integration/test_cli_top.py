@@ -227,6 +227,9 @@ async def test_dead_letters_are_opened_with_their_reasons(screen: Screen) -> Non
 
 async def test_tasks_that_nobody_ever_served_are_named(screen: Screen) -> None:
     await screen.mesh.submit("triaage", 1, key="slip")
+    for number in range(50):
+        # What comes and goes meanwhile is none of them.
+        await screen.mesh.submit(triage, number)
     await screen.press("6")
 
     await eventually(lambda: screen.rows().get("never served triaage", {}).get("tasks") == "1")
@@ -259,6 +262,14 @@ async def test_help_names_every_key_and_fits_the_smallest_screen(screen: Screen)
     assert len(KEYS) <= 80
     await screen.press("escape")
     assert not isinstance(screen.app.screen, Lines)
+
+
+async def test_a_screen_that_is_about_to_open_may_be_drawn(screen: Screen) -> None:
+    opening = Lines(lambda: ["told"])
+    screen.app.push_screen(opening)
+    screen.app.draw()
+
+    await eventually(lambda: screen.app.screen is opening and opening.is_mounted and screen.lines() == "told")
 
 
 async def test_a_snapshot_needs_no_terminal_and_no_textual(

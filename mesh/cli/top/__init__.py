@@ -54,7 +54,10 @@ async def _live(every: float) -> None:
         await console.check_made(bus)
         facts = _facts(bus)
         async with Collector(bus, facts, slow=every).open():
-            await Top(bus, facts, slow=every).run_async(mouse=False)
+            app = Top(bus, facts, slow=every)
+            await app.run_async(mouse=False)
+    if app.return_code:
+        raise console.Failed("the screen ended by itself; what is above says why")
 
 
 async def _snapshot(*, as_json: bool) -> None:

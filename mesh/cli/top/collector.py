@@ -39,6 +39,8 @@ QUESTIONS_READ_MAX: Final = 60
 """Proposals read at one look; the rest is counted."""
 QUESTIONS_SHOWN: Final = 30
 CAPABILITIES_MAX: Final = 200
+LISTED_MAX: Final = 1_000
+"""Queued tasks that are listed at each look."""
 NAMED_FROM_MAX: Final = 100_000
 """Queued tasks that are listed to name those that nobody ever served."""
 SUSPECT_LOOKS: Final = 3
@@ -191,9 +193,12 @@ class Collector:
     async def _unserved(self) -> dict[str, int]:
         """Tasks of capabilities without a consumer, by name.
 
-        What stands in the stream and in no queue is counted in turns, the stream first and then the queues first:
-        tasks come and go in between. Only what is left over each time is looked for by name, once for each number.
+        Few tasks are listed. Of many, what stands in the stream and in no queue is counted in turns, the stream first
+        and then the queues first, since tasks come and go in between; only what is left over each time is looked for
+        by name, once for each number. So a few that nobody served may be overlooked while many wait.
         """
+        if await self._tasks() <= LISTED_MAX:
+            return await topology.unserved(self._bus, capabilities_max=CAPABILITIES_MAX)
         for turn in range(SUSPECT_LOOKS):
             left_over, tasks = await self._left_over(is_stream_first=turn % 2 == 0)
             if left_over <= 0:

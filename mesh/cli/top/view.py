@@ -66,6 +66,7 @@ class Lines(Screen[None]):
         self._read = read
         self._ask = ask
         self.capability = capability
+        self._is_laid_out = False
 
     def compose(self) -> ComposeResult:
         yield Static(id="told", markup=False)
@@ -74,13 +75,16 @@ class Lines(Screen[None]):
         yield Static("escape back  up, down scroll", classes="keys", markup=False)
 
     def on_mount(self) -> None:
+        self._is_laid_out = True
         self.query_one(VerticalScroll).focus()
         if self._ask is not None:
             self._fetch()
         self.draw()
 
     def draw(self) -> None:
-        """Show the lines as they are now."""
+        """Show the lines as they are now, once there is a place for them."""
+        if not self._is_laid_out:
+            return
         app = self.app
         assert isinstance(app, Top)
         self.query_one("#told", Static).update(Text(app.told()))
