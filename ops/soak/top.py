@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ import psutil
 
 from contracts.errors import MeshError
 from mesh import Mesh
+from mesh.cli.top.facts import RATE_OVER_S
 from mesh.fibers import serving
 from mesh.local.server import local_server
 from mesh.settings import Settings
@@ -35,6 +37,7 @@ from ops.soak.crew import CAPABILITIES
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_S = 2.0
+SETTLES_S = 15.0
 WARM_UP_SHARE = 0.3
 GROWTH_MAX = 1.1
 GROWTH_BYTES_MIN = 8 * 2**20
@@ -105,7 +108,7 @@ class Report:
 
 
 class Load:
-    """Tasks at a steady rate, each answered one counted; every fourth has a child."""
+    """Tasks at a steady rate; every fourth asks for another one."""
 
     def __init__(self, mesh: Mesh, per_s: float) -> None:
         self._mesh = mesh
@@ -123,10 +126,24 @@ class Load:
                 self.submitted += 1
             await asyncio.sleep(0.02)
 
+
+class Answers:
+    """Results as the server echoes them: what the rate on the screen is compared with."""
+
+    def __init__(self) -> None:
+        self._at: deque[float] = deque()
+
+    def heard(self, *_: object) -> None:
+        """Count one."""
+        self._at.append(time.monotonic())
+
     @property
-    def answers_per_s(self) -> float:
-        """With the children: a quarter of the tasks has one, none of which has another."""
-        return self._per_s * 1.25
+    def per_s(self) -> float:
+        """Results a second, over as long as the screen's rates are."""
+        now = time.monotonic()
+        while self._at and now - self._at[0] > RATE_OVER_S:
+            self._at.popleft()
+        return len(self._at) / RATE_OVER_S
 
 
 async def soak(peers: int, minutes: float, per_s: float) -> Report:
@@ -153,9 +170,10 @@ async def soak(peers: int, minutes: float, per_s: float) -> Report:
             await eventually(lambda: _is_made(mesh), within_s=60, every_s=0.5)
             async with watched as opened:
                 await _until(opened, lambda screen: f"{peers} live peers" in screen, within_s=240)
-                load = Load(mesh, per_s)
-                async with serving(load.keep()):
-                    await _watch(opened, fleet, load, report)
+                load, answers = Load(mesh, per_s), Answers()
+                _, echoes = settings.subjects.result_echo
+                async with mesh.bus.listening(echoes, answers.heard), serving(load.keep()):
+                    await _watch(opened, fleet, answers, report)
                 report.submitted = load.submitted
                 await _leave_details(opened)
                 await opened.press("q")
@@ -164,13 +182,14 @@ async def soak(peers: int, minutes: float, per_s: float) -> Report:
     return report
 
 
-async def _watch(opened: Terminal, fleet: Fleet, load: Load, report: Report) -> None:
+async def _watch(opened: Terminal, fleet: Fleet, answers: Answers, report: Report) -> None:
     process = psutil.Process(await opened.pid())
     ends_at = time.monotonic() + 60 * report.minutes
     kills_at = time.monotonic() + 30 * report.minutes
     has_killed, round_ = False, 0
     process.cpu_percent()
-    await asyncio.sleep(15)
+    # What started was slower than what goes on.
+    await asyncio.sleep(SETTLES_S)
     while time.monotonic() < ends_at:
         await opened.press(*KEYS[round_ % len(KEYS)])
         round_ += 1
@@ -183,7 +202,7 @@ async def _watch(opened: Terminal, fleet: Fleet, load: Load, report: Report) -> 
         report.files.append(process.num_fds())
         screen = await opened.screen()
         if (shown := re.search(r"([\d,.]+) answers/s", screen)) is not None:
-            report.rates.append((load.answers_per_s, float(shown[1].replace(",", ""))))
+            report.rates.append((answers.per_s, float(shown[1].replace(",", ""))))
         if "NOT CONNECTED" in screen or "not known now" in screen:
             report.wrong.append(next(line for line in screen.splitlines() if "NOT" in line or "not known" in line))
         if not has_killed and time.monotonic() > kills_at:
