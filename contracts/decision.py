@@ -18,7 +18,7 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One choice: what, why, how sure, from what, and which model and prompt had a part in it."""
 
     choice: Annotated[str, Meta(description="What was chosen: a short word, so that choices can be counted.")]
-    at: Annotated[UnixSeconds, Meta(description="Unix time of the choice, in the run that is on record.")] = 0.0
+    at: Annotated[UnixSeconds, Meta(description="Unix time of the choice.")] = 0.0
     reason: Annotated[str, Meta(description="Why.")] = ""
     confidence: Annotated[Confidence | None, Meta(description="How sure the one who chose is.")] = None
     inputs: Annotated[Any, Meta(description="What it was chosen from, as the handler says.")] = None
@@ -40,3 +40,13 @@ def keyed(decisions: Iterable[Decision]) -> Iterator[tuple[str, Decision]]:
         number = seen[content]
         seen[content] += 1
         yield hashlib.sha256(b"%d:%s" % (number, content)).hexdigest()[:_KEY_LENGTH], decision
+
+
+def dated(decisions: Iterable[Decision], before: Iterable[Decision]) -> tuple[Decision, ...]:
+    """The decisions, each with the time at which an earlier run decided the same, if one did."""
+    earlier = {key: decision.at for key, decision in keyed(before)}
+    if not earlier:
+        return tuple(decisions)
+    return tuple(
+        msgspec.structs.replace(decision, at=earlier.get(key, decision.at)) for key, decision in keyed(decisions)
+    )

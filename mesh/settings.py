@@ -77,6 +77,12 @@ class Settings(BaseSettings):
         default=7 * 86_400.0, ge=1, description="How long events are kept at most, when their stream is created here."
     )
 
+    metrics: bool = Field(default=True, description="Count what tasks come to. Off: only gauges and health are shown.")
+    survey_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="How often a peer looks at queues, streams and parks for its gauges of the mesh.",
+    )
     http_host: str = Field(default="127.0.0.1", description="Where a peer serves /metrics, /healthz and /readyz.")
     http_port: int = Field(default=0, ge=-1, le=65535, description="0 takes a free port, -1 serves nothing.")
     peer_name: str | None = Field(default=None, description="Start of the peer's id; the host's name if unset.")

@@ -574,6 +574,9 @@ class Verbs(TaskContext):
     async def _admit_to_inbox(self, asked: Asked[Any]) -> None:
         """Refuse a proposal for which there is no room."""
 
+    def _passes_on(self, *, is_rung: bool) -> None:
+        """Take note that who is asked next is the one that the task is passed to, by its ladder or by its handler."""
+
     def _is_new_task(self) -> bool:
         """Whether nothing of this task was ever run before."""
         return True

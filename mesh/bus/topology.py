@@ -25,6 +25,8 @@ NANOS = 1_000_000_000
 APPEARS_WITHIN_S = 10.0
 EVENTS_MAX = 500_000
 """Each is on a subject of its own, which the server keeps in memory."""
+PAST_ALL_SUBJECTS = 2**31 - 1
+"""A page of subjects that is empty, and says how many there are."""
 
 # Operators may tune these; everything else in a spec carries a promise.
 _TUNABLE = frozenset(
@@ -308,6 +310,14 @@ async def queued(bus: Bus, filter_subject: str) -> dict[str, int]:
     """Subjects of the mesh's stream that a filter matches, at most 100,000, each with its messages."""
     info = await bus.api(f"STREAM.INFO.{bus.subjects.stream}", {"subjects_filter": filter_subject})
     return info["state"].get("subjects") or {}
+
+
+async def count(bus: Bus, filter_subject: str) -> int:
+    """How many subjects of the mesh's stream a filter matches, however many; the server does not list them."""
+    info = await bus.api(
+        f"STREAM.INFO.{bus.subjects.stream}", {"subjects_filter": filter_subject, "offset": PAST_ALL_SUBJECTS}
+    )
+    return int(info.get("total", 0))
 
 
 async def unserved(bus: Bus, *, capabilities_max: int) -> dict[str, int]:

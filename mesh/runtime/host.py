@@ -1,7 +1,6 @@
 """What all capabilities of one peer share."""
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from contracts import wire
 from contracts.control import Runs, WhoRuns
-from contracts.decision import Decision
+from contracts.decision import Decision, dated
 from contracts.event import EventKind
 from contracts.objects import Kept
 from contracts.subjects import SESSION, Identity, in_line
@@ -37,8 +36,6 @@ from mesh.telemetry.metrics import CapabilityMetrics, Metrics
 from mesh.workflow.durable import DurableContext, Services
 from mesh.workflow.flow import Flow
 from mesh.workflow.slots import Slot
-
-log = logging.getLogger("mesh.runtime")
 
 NOTHING_TRUSTED = 2**63
 FINISHED_PARTS_MAX = 10_000
@@ -83,6 +80,12 @@ class Attempt:
     guarded: Guarded = field(default_factory=Guarded)
     decided_before: tuple[Decision, ...] = ()
     """What the last run that is on record had decided when it ended."""
+    slot_at: float = 0.0
+    """When it had its slot, by the clock of `time.perf_counter`; 0 before."""
+    ran_s: float = 0.0
+    """How long its handler ran, waits included."""
+    handler_s: float = 0.0
+    """How much of that it held its slot, and did not wait for its turn at a limit."""
     mark: Mark | None = None
     """How far its line had come when it was looked at."""
 
@@ -94,8 +97,12 @@ class Attempt:
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """What its handler decided, in the runs that are known here."""
-        made = tuple(self.context.decisions) if self.context is not None else ()
-        return made or self.decided_before
+        return self.decided_here or self.decided_before
+
+    @property
+    def decided_here(self) -> tuple[Decision, ...]:
+        """What the run in this peer decided; what an earlier one decided, too, has the time that it had."""
+        return dated(self.context.decisions, self.decided_before) if self.context is not None else ()
 
     @property
     def held_s(self) -> float:

@@ -28,7 +28,7 @@ from mesh.bus.timers import set_timer
 from mesh.errors import PublishRejected
 from mesh.runtime.handling import HOLD_S
 from mesh.runtime.host import Attempt, Host
-from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Parked, Retry, Superseded, Verdict
+from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Parked, Reason, Retry, Superseded, Verdict
 from mesh.workflow.parking import Wait, next_due
 
 log = logging.getLogger("mesh.runtime")
@@ -89,17 +89,16 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
             host.bus, attempt.identity, wire.encode(outcome, as_type), ttl_s=ttl_s, as_type=as_type, held=held
         )
     took_s = time.perf_counter() - began
-    metrics.commit_s.observe(took_s)
     if taken.kept:
         await _keep_taken(host, taken, outcome, found, ttl_s=ttl_s, took_s=took_s)
     if found is not None:
         metrics.duplicates["commit"].inc()
         await _finish_found(host, attempt, found)
     else:
-        metrics.tasks[outcome.status].inc()
-        metrics.queue_s.observe(outcome.queue_s)
-        metrics.run_s.observe(outcome.run_s)
         host.answered.note(attempt.identity.capability, attempt.task, outcome.status, at=time.time())
+        metrics.answered(outcome, commit_s=took_s, lineage=attempt.task.lineage)
+        for one in outcome.decisions:
+            metrics.decided(one.choice, one.confidence, model_digest=one.model_digest, prompt_digest=one.prompt_digest)
         if outcome.status is Status.CANCELLED:
             await host.tell(EventKind.CANCELLED, attempt.identity)
         await host.events.ended(attempt.identity, attempt.task, attempt.capability.agent, outcome)
@@ -128,7 +127,7 @@ async def _finish_found(host: Host, attempt: Attempt, found: Stored) -> None:
         outcome = read_outcome(found)
     except NewerFormat:
         # What it sends is not ours to read: a newer peer relays it.
-        await _hand_back(host, attempt, "newer format", host.settings.ack_wait_s, is_recorded=True)
+        await _hand_back(host, attempt, Reason.NEWER_FORMAT, host.settings.ack_wait_s, is_recorded=True)
     except ContractError as error:
         log.error("%s has a malformed result, which stands: %s", attempt.identity, error)
         await _pass_on(host, attempt, is_early=True)
@@ -164,8 +163,6 @@ async def _tell_decisions(host: Host, attempt: Attempt, decisions: Sequence[Deci
     """Have the stream of events keep each decision once, before the delivery is settled."""
     if decisions:
         host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
-        # The run is over, and the stream may be slow to answer.
-        attempt.slot.give()
         await host.events.decided(attempt.identity, decisions, attempt.capability.agent)
 
 
@@ -256,7 +253,7 @@ async def _retry(host: Host, attempt: Attempt, retry: Retry) -> None:
 async def _hand_back(
     host: Host,
     attempt: Attempt,
-    reason: str,
+    reason: Reason,
     delay_s: float,
     *,
     is_recorded: bool,
@@ -265,7 +262,7 @@ async def _hand_back(
         end = AttemptEnded(how=Ended.HANDED_BACK, peer=host.peer, at=time.time())
         await _record_ended(host, attempt, end)
         await host.tell(EventKind.HANDED_BACK, attempt.identity, reason)
-    attempt.metrics.handed_back(reason.partition(" on ")[0])
+    attempt.metrics.handed_back(reason)
     await _return(host, attempt, delay_s=delay_s)
 
 

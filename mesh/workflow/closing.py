@@ -97,6 +97,7 @@ async def conclude(
         reason = "; ".join(filter(None, (closing.outcome.reason, told)))
         doubted = msgspec.structs.replace(closing.outcome, reason=reason)
         to, is_rung = _next_rung(capability, doubted, payload, None), True
+    context._passes_on(is_rung=is_rung)
     if is_rung and to.capability == HUMAN:
         return await _by_a_person(capability, closing.outcome, to, context)
     return await _by_another(capability, closing.outcome, to, context, payload, hops_max=hops_max)
