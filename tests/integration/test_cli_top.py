@@ -1,5 +1,6 @@
 """`mesh top`: its keys on a live mesh, and its snapshot for scripts. The real terminal is in test_cli_top_terminal."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from textual.widgets import DataTable, Static
 
 from mesh import Agent, BlockingContext, Context, Mesh, Permanent
 from mesh.bus import control
-from mesh.cli.top.collector import Collector
+from mesh.cli.top.collector import LISTED_MAX, Collector
 from mesh.cli.top.facts import Facts
 from mesh.cli.top.view import KEYS, Confirm, Lines, Top
 from mesh.human import agent as people
@@ -236,6 +237,15 @@ async def test_tasks_that_nobody_ever_served_are_named(screen: Screen) -> None:
     await eventually(lambda: "unserved 1" in screen.line("head"))
 
 
+async def test_so_are_some_of_many_where_all_that_wait_are_theirs(screen: Screen) -> None:
+    async with asyncio.TaskGroup() as submitting:
+        for number in range(LISTED_MAX + 100):
+            submitting.create_task(screen.mesh.submit("triaage", number))
+    await screen.press("6")
+
+    await eventually(lambda: screen.rows().get("never served triaage", {}).get("tasks") == f"{LISTED_MAX + 100:,}")
+
+
 async def test_a_held_screen_stands_still_until_it_is_let_go(screen: Screen, settings: Settings) -> None:
     await screen.press("space")
     held = screen.line("head")
@@ -285,7 +295,9 @@ async def test_a_snapshot_needs_no_terminal_and_no_textual(
             await (await mesh.submit(triage, number)).result(within_s=20)
         text = await command_line("top", "--once")
         data = await command_line("top", "--json")
-        live = await command_line("top")
+        bare = await command_line("top")
+        command_line.variables["PYTHONPATH"] = inherited
+        piped = await command_line("top")
 
     found = {one["capability"]: one for one in data.document["capabilities"]}
     assert found["triage"]["answered"] == found["lookup"]["answered"] == 4
@@ -293,8 +305,9 @@ async def test_a_snapshot_needs_no_terminal_and_no_textual(
     assert data.document["totals"]["peers"] == 1
     assert data.document["warning"] == ""
     assert "1 live peer" in text.out
-    assert live.code == 2
-    assert "pip install 'starling-mesh[top]'" in live.err
+    assert (bare.code, piped.code) == (2, 2)
+    assert "pip install 'starling-mesh[top]'" in bare.err
+    assert "needs a terminal" in piped.err
 
 
 async def test_on_a_server_without_a_mesh_it_says_so(command_line: Any) -> None:

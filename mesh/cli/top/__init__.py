@@ -1,5 +1,6 @@
 """`mesh top`: a live view of the mesh in a terminal, and one snapshot of it for scripts."""
 
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,10 @@ def top(
         raise SetupError(
             "mesh top needs Textual: pip install 'starling-mesh[top]'; `mesh top --once` prints a snapshot without it"
         ) from error
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        from mesh.errors import SetupError
+
+        raise SetupError("mesh top needs a terminal; `mesh top --once` prints a snapshot without one")
     console.run(_live(every))
 
 
