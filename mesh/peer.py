@@ -192,7 +192,9 @@ class Peer:
         @broker.subscriber(subjects.ctl("all", "describe"), description="Who is there, and what can it do?")
         async def describe() -> Described:
             cards = tuple(agent_card(agent, offered) for agent, offered in self.hosted)
-            return Described(beat=self._beat(), cards=cards, metrics_url=self.metrics_url)
+            return Described(
+                beat=self._beat(), cards=cards, metrics_url=self.metrics_url, calls=self.host.answered.calls()
+            )
 
         @broker.subscriber(subjects.ctl("all", "who-runs"), description="What runs where?")
         async def everything_running(question: WhoRuns) -> Runs | None:

@@ -24,6 +24,7 @@ from mesh.capability import Capability
 from mesh.context import BlockingContext, Context
 from mesh.errors import BusUnavailable, PublishUnconfirmed
 from mesh.resilience.budget import RetryBudget
+from mesh.runtime.answered import Answered
 from mesh.runtime.breakers import Breakers, Guarded
 from mesh.runtime.controls import Controls
 from mesh.runtime.events import Events
@@ -191,6 +192,7 @@ class Host:
     """What other peers that take work of a capability offer, as they told lately."""
     tracing: Tracing = OFF
     lag: Lag = field(default_factory=Lag)
+    answered: Answered = field(default_factory=Answered)
     waiting: OrderedDict[Identity, Attempt] = field(default_factory=OrderedDict)
     """Those of `running` that wait and hold no slot, the longest wait first."""
     is_draining: bool = False

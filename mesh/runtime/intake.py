@@ -75,6 +75,7 @@ class Intake:
         return self._host.controls.is_paused(self.capability.name)
 
     def load(self) -> Load:
+        tally = self._host.answered.of(self.capability.name)
         return Load(
             slots=self._slots.count,
             in_flight=self.in_flight,
@@ -84,6 +85,8 @@ class Intake:
             classes=dict(self._service.means_s()),
             is_paused=self.is_paused,
             held_by=self._host.breakers.held_by(self.capability.name),
+            answered=tally.answered,
+            failed=tally.failed,
         )
 
     async def stop_bidding(self) -> None:

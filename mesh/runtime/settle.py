@@ -96,6 +96,7 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
         metrics.duplicates["commit"].inc()
         await _finish_found(host, attempt, found)
     else:
+        host.answered.note(attempt.identity.capability, attempt.task, outcome.status, at=time.time())
         metrics.answered(outcome, commit_s=took_s, lineage=attempt.task.lineage)
         for one in outcome.decisions:
             metrics.decided(one.choice, one.confidence, model_digest=one.model_digest, prompt_digest=one.prompt_digest)
