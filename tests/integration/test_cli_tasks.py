@@ -218,7 +218,9 @@ async def test_help_names_every_command_and_exit_code(alone: Any) -> None:
     bare, version = await alone(), await alone("--version")
 
     assert bare.code == 0
-    commands = "demo up run submit result status trace signal cancel schedule inbox dead agents report events pause doctor"
+    commands = (
+        "demo up run submit result status trace signal cancel schedule inbox dead agents report events pause doctor"
+    )
     for word in commands.split():
         assert f"│ {word} " in bare.out
     assert "130" in bare.out
