@@ -21,10 +21,12 @@ from mesh.cli.events import events
 from mesh.cli.fleet import agents, pause, resume
 from mesh.cli.inbox import inbox
 from mesh.cli.limits import limits
+from mesh.cli.map import map_
 from mesh.cli.report import report
 from mesh.cli.schedule import schedule
 from mesh.cli.serve import run as run_peer
 from mesh.cli.tasks import cancel, result, signal, status, submit
+from mesh.cli.top import top
 from mesh.cli.trace import trace
 from mesh.cli.up import up
 
@@ -99,7 +101,9 @@ app.command(rich_help_panel=TASKS)(signal)
 app.command(rich_help_panel=TASKS)(cancel)
 app.add_typer(schedule, rich_help_panel=TASKS)
 app.add_typer(inbox, rich_help_panel=FLEET)
+app.command(rich_help_panel=FLEET)(top)
 app.command(rich_help_panel=FLEET)(agents)
+app.command("map", rich_help_panel=FLEET)(map_)
 app.command(rich_help_panel=FLEET)(report)
 app.command(rich_help_panel=FLEET)(pause)
 app.command(rich_help_panel=FLEET)(resume)
