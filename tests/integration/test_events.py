@@ -23,7 +23,9 @@ from mesh.bus.history import NoStream, read_on
 from mesh.human import agent as people
 from mesh.local.server import local_server
 from mesh.peer import Peer
+from mesh.runtime.events import Events
 from mesh.settings import Settings
+from mesh.telemetry.metrics import Metrics
 from mesh.testing import eventually, hosting
 from mesh.testing.fixtures import fresh_settings
 from mesh.verbs import ANSWER
@@ -207,6 +209,25 @@ async def test_a_task_is_answered_where_no_stream_takes_its_events(mesh: Mesh, s
         assert [choices(outcome) for outcome in outcomes] == [["guilty"]] * 3
         await eventually(lambda: lost(peer) >= 3)
         await eventually(lambda: not peer.host.running)
+
+
+async def test_while_the_connection_is_gone_events_are_dropped_and_counted(tmp_path: Path) -> None:
+    metrics = Metrics()
+    with local_server(tmp_path) as server:
+        settings = fresh_settings(server.url)
+        async with Bus.connect(settings, "peer") as bus:
+            await topology.ensure(bus, topology.streams(settings))
+            events = Events(bus, settings, "peer", metrics)
+            await events.tell(EventKind.JOINED)
+            await eventually(lambda: kept(bus))
+            server.kill()
+            await eventually(lambda: not bus.is_connected)
+            await events.tell(EventKind.LEFT)
+            server.restart()
+            await eventually(lambda: bus.is_connected)
+
+            assert [event.kind for event in await kept(bus)] == [EventKind.JOINED]
+    assert metrics.registry.get_sample_value("mesh_events_lost_total") == 1
 
 
 def lost(peer: Peer) -> float:

@@ -11,6 +11,7 @@ from msgspec import Meta
 from contracts import wire
 from contracts.card import AgentCard, Beat, CapabilityCard, Load, PeerState
 from contracts.control import Cancel, PartsKept, PartsWanted, Pause, Running, Runs, WhoRuns
+from contracts.decision import Decision
 from contracts.errors import ContractError, NewerFormat
 from contracts.event import Event, EventKind
 from contracts.outcome import (
@@ -57,6 +58,9 @@ tasks = st.builds(
 failures = st.builds(
     Failure, kind=st.sampled_from(FailureKind), message=text, error=text, path=text, attempts=st.integers(0, 99)
 )
+decisions = st.builds(
+    Decision, choice=text, at=number, reason=text, confidence=confidences, inputs=plain, model=text, by=text
+)
 records = st.one_of(
     tasks,
     st.builds(Cancel, at=number, by=text, reason=text),
@@ -71,7 +75,16 @@ records = st.one_of(
     ),
     st.builds(PartsWanted, id=text, attempt=whole, first=whole, end=whole),
     st.builds(PartsKept, parts=st.lists(st.tuples(whole, plain), max_size=3).map(tuple)),
-    st.builds(Event, kind=st.sampled_from(EventKind), at=number, peer=text, capability=text, id=text, detail=text),
+    st.builds(
+        Event,
+        kind=st.sampled_from(EventKind),
+        at=number,
+        peer=text,
+        capability=text,
+        id=text,
+        detail=text,
+        decision=st.none() | decisions,
+    ),
     st.builds(AttemptBegan, peer=text, at=number),
     st.builds(
         AttemptEnded,
