@@ -1,6 +1,7 @@
 """What live peers export: everything that the catalogue has, nothing else, and no more of it for more tasks."""
 
 import asyncio
+import threading
 import time
 import urllib.request
 from typing import Any
@@ -401,3 +402,28 @@ async def test_with_metrics_off_gauges_and_health_stay(mesh: Mesh, settings: Set
 
     assert {name for name, kind in found.items() if kind != "gauge"} == {"mesh_reconnections"}
     assert {"mesh_slots", "mesh_breaker_state", "mesh_agent_info", "mesh_stream_bytes"} <= set(found)
+
+
+async def test_a_handler_that_blocks_the_loop_holds_up_no_scrape(mesh: Mesh, settings: Settings) -> None:
+    agent = Agent("blocker")
+    is_blocked, is_scraped = threading.Event(), threading.Event()
+    pages: list[str] = []
+
+    @agent.handles("block")
+    async def block() -> bool:
+        is_blocked.set()
+        return is_scraped.wait(30)
+
+    def look(url: str) -> None:
+        is_blocked.wait(30)
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as page:
+            pages.append(page.read().decode())
+        is_scraped.set()
+
+    async with hosting(agent, settings=settings) as peer:
+        scraping = threading.Thread(target=look, args=(peer.metrics_url,))
+        scraping.start()
+        assert await (await mesh.submit(block)).result(within_s=LONG_S) is True
+        await asyncio.to_thread(scraping.join)
+
+    assert 'mesh_in_flight_tasks{capability="block"} 1.0' in pages[0].splitlines()
