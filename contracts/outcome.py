@@ -6,6 +6,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from contracts.decision import Decision
+from contracts.headers import TRACE
 from contracts.objects import Kept
 from contracts.task import Confidence, Task
 from contracts.wire import Record
@@ -78,9 +80,17 @@ class Send(Struct, frozen=True, kw_only=True, omit_defaults=True):
     payload: Annotated[msgspec.Raw, Meta(description="What it asks with.")]
     task: Annotated[Task, Meta(description="Its envelope.")]
     traceparent: Annotated[str, Meta(description="W3C Trace Context.")] = ""
+    tracestate: Annotated[str, Meta(description="W3C Trace Context, what vendors add to it.")] = ""
+    baggage: Annotated[str, Meta(description="W3C Baggage.")] = ""
     payload_at: Annotated[Kept | None, Meta(description="Where the payload is, if it is too large to stand here.")] = (
         None
     )
+
+    @property
+    def trace(self) -> dict[str, str]:
+        """The headers that carry its trace on; those that say something."""
+        told = zip(TRACE, (self.traceparent, self.tracestate, self.baggage), strict=True)
+        return {name: value for name, value in told if value}
 
 
 class Outcome(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -97,6 +107,7 @@ class Outcome(Record, frozen=True, kw_only=True, omit_defaults=True):
     confidence: Annotated[Confidence | None, Meta(description="How sure the handler is.")] = None
     reason: Annotated[str, Meta(description="Why, in the handler's words.")] = ""
     spent: Annotated[Spent | None, Meta(description="What it used up.")] = None
+    decisions: Annotated[tuple[Decision, ...], Meta(description="What was decided on the way, by whoever ran it.")] = ()
     digest: Annotated[str, Meta(description="The payload's digest, to recognise a repeated submission.")] = ""
     peer: Annotated[str, Meta(description="Id of the peer that wrote the record.")] = ""
     attempt: Annotated[int, Meta(description="Number of the attempt that came to it, from 1.")] = 1
@@ -125,6 +136,7 @@ class AttemptBegan(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     peer: Annotated[str, Meta(description="Id of the peer that began it.")]
     at: Annotated[float, Meta(description="Unix time of its start.")]
+    traceparent: Annotated[str, Meta(description="W3C Trace Context of its run, if that was traced.")] = ""
 
 
 class AttemptEnded(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -138,3 +150,5 @@ class AttemptEnded(Record, frozen=True, kw_only=True, omit_defaults=True):
     is_throttled: Annotated[
         bool, Meta(description="Of one that was handed back: a callee said when to come again.")
     ] = False
+    decisions: Annotated[tuple[Decision, ...], Meta(description="What the attempt decided until then.")] = ()
+    traceparent: Annotated[str, Meta(description="W3C Trace Context of its run, if that was traced.")] = ""

@@ -1,12 +1,13 @@
 """The author's side: an agent is a named set of handlers."""
 
 from collections.abc import Callable, Coroutine
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Concatenate, Protocol, TypeVar, overload
 
 from faststream import FastStream
 from tenacity.wait import wait_base
 
+from contracts.card import check_owner
 from contracts.errors import ContractError
 from contracts.limit import BURST_S, Limit, check_limit
 from contracts.subjects import check_breaker_name, check_resource
@@ -18,6 +19,7 @@ from mesh.resilience.breaker import Rules as BreakerRules
 from mesh.resilience.classify import Rules
 from mesh.resilience.retry import DEFAULT_WAIT
 from mesh.settings import Settings
+from mesh.telemetry import logs
 
 I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
 O = TypeVar("O")  # noqa: E741
@@ -44,7 +46,7 @@ class Agent:
     """A named set of handlers, owned by a team.
 
     Raises:
-        SetupError: the name is empty.
+        SetupError: the name is empty, or the owner cannot be a label.
     """
 
     def __init__(
@@ -52,6 +54,10 @@ class Agent:
     ) -> None:
         if not name:
             raise SetupError("an agent needs a name")
+        try:
+            check_owner(owner)
+        except ContractError as error:
+            raise SetupError(f"agent {name!r}: {error}") from error
         self.info = AgentInfo(name, version, owner, role, description)
         self.capabilities: dict[str, Capability[Any, Any, Any]] = {}
 
@@ -194,7 +200,11 @@ class Agent:
         Raises:
             SetupError: MESH_NATS_URL is not set, or the agent handles nothing.
         """
-        return Peer(self.hosted, settings=Settings()).app
+        settings = Settings()
+        app = Peer(self.hosted, settings=settings).app
+        # When it is started, not when its module is imported.
+        app.on_startup(partial(logs.set_up, settings))
+        return app
 
     def __repr__(self) -> str:
         return f"Agent({self.info.name!r}, {sorted(self.capabilities)})"

@@ -1,8 +1,8 @@
 """A peer: one process that hosts agents. The only module that wires the parts together.
 
 FastStream is the shell: its application owns signals and life cycle, its broker the connection, and its
-subscribers and publishers the planes that are not stored (control, presence, events, questions). The task
-plane runs over the same connection.
+subscribers and publishers the planes that are not stored (control, presence, questions). The task plane, and the
+events it tells, run over the same connection.
 
 Life: connect → make sure of the topology → learn the control records → offer slots … on SIGTERM: stop bidding
 → finish within grace → hand the rest back → leave.
@@ -27,7 +27,7 @@ from faststream.nats.security import NatsCredentials, NatsNKey, NatsSecurity, Na
 
 from contracts.card import Beat, Described, PeerState
 from contracts.control import PartsKept, PartsWanted, Running, Runs, WhoRuns
-from contracts.event import Event, EventKind
+from contracts.event import EventKind
 from contracts.subjects import Identity, consumer_name
 from mesh.bus import control, topology
 from mesh.bus.connection import Bus, Headers, server_addresses
@@ -38,6 +38,7 @@ from mesh.fibers import serving
 from mesh.runtime.breakers import Breakers
 from mesh.runtime.cancelled import Cancelled
 from mesh.runtime.controls import Controls
+from mesh.runtime.events import Events
 from mesh.runtime.gauges import Gauges
 from mesh.runtime.heartbeat import Heartbeat
 from mesh.runtime.host import Host
@@ -48,8 +49,10 @@ from mesh.runtime.timekeeper import Timekeeper
 from mesh.scheduling.bids import Offer
 from mesh.scheduling.lanes import ORDER
 from mesh.settings import Settings
+from mesh.telemetry import logs, tracing
 from mesh.telemetry.http import Pages, served
-from mesh.telemetry.metrics import Metrics
+from mesh.telemetry.metrics import Metrics, distribution_version
+from mesh.telemetry.tracing import Tracing
 from mesh.workflow.durable import Services
 from mesh.workflow.limits import Limiter
 
@@ -68,13 +71,16 @@ Hosted = tuple[AgentInfo, Sequence[Capability[Any, Any, Any]]]
 class Peer:
     """One process's share of the mesh: agents, their slots, and the planes they speak on.
 
+    Runs are traced by OpenTelemetry's `tracer_provider`, or as MESH_TRACES says.
+
     Raises:
         SetupError: no capability to serve, two handlers for one capability, or no server to connect to.
     """
 
-    def __init__(self, *hosted: Hosted, settings: Settings | None = None) -> None:
+    def __init__(self, *hosted: Hosted, settings: Settings | None = None, tracer_provider: Any = None) -> None:
         self.settings = settings = settings or Settings()
         self.hosted = hosted
+        self._tracer_provider = tracer_provider
         capabilities = [capability for _, offered in hosted for capability in offered]
         names = [capability.name for capability in capabilities]
         if not names:
@@ -117,7 +123,7 @@ class Peer:
             ),
             heartbeat=Heartbeat(settings, rows=4 * slots + settings.hot_waits_max + SPARE_ROWS),
             services=Services(self.bus, settings, self.id, limiter),
-            publish_event=self._publish_event,
+            events=Events(self.bus, settings, self.id, self.metrics),
             offers_of=self._offers_of,
         )
         self.host.controls.on_change.append(self.host.cancel_running)
@@ -186,7 +192,9 @@ class Peer:
         @broker.subscriber(subjects.ctl("all", "describe"), description="Who is there, and what can it do?")
         async def describe() -> Described:
             cards = tuple(agent_card(agent, offered) for agent, offered in self.hosted)
-            return Described(beat=self._beat(), cards=cards, metrics_url=self.metrics_url)
+            return Described(
+                beat=self._beat(), cards=cards, metrics_url=self.metrics_url, calls=self.host.answered.calls()
+            )
 
         @broker.subscriber(subjects.ctl("all", "who-runs"), description="What runs where?")
         async def everything_running(question: WhoRuns) -> Runs | None:
@@ -246,10 +254,6 @@ class Peer:
             agents=tuple(agent.name for agent, _ in self.hosted),
             load={intake.capability.name: intake.load() for intake in self.intakes},
         )
-
-    async def _publish_event(self, event: Event) -> None:
-        subject = self.settings.subjects.event(event.kind, Identity(event.capability or "-", event.id or self.id))
-        await self.broker.publish(event, subject)
 
     def live_peers(self) -> int:
         """How many peers beat lately, this one included."""
@@ -314,6 +318,7 @@ class Peer:
 
     async def _live(self) -> None:
         await self._connected.wait()
+        logs.of_peer(self.id)
         connection = self.broker.connection
         async with self.bus.open(connection), AsyncExitStack() as stack:
             elections = consumer_elections(self.settings.subjects.stream)
@@ -323,6 +328,8 @@ class Peer:
             await self._learn()
             await stack.enter_async_context(self.host.heartbeat.running())
             pages = Pages(self.metrics.registry, self.is_healthy, self.is_ready)
+            self.host.tracing = self._traced()
+            stack.push_async_callback(self.host.tracing.flush)
             self.metrics_url = stack.enter_context(
                 served(pages, host=self.settings.http_host, port=self.settings.http_port)
                 if self.settings.http_port >= 0
@@ -352,6 +359,11 @@ class Peer:
                 await self._drain.wait()
                 await self._hand_over()
         self._drained.set()
+
+    def _traced(self) -> Tracing:
+        service = "+".join(agent.name for agent, _ in self.hosted)[:64]
+        told = {"service": service, "instance": self.id, "version": distribution_version()}
+        return tracing.started(self.settings, provider=self._tracer_provider, **told)
 
     async def _hand_over(self) -> None:
         self.state = PeerState.DRAINING

@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -66,6 +67,16 @@ class Settings(BaseSettings):
     )
     full_at: float = Field(default=0.9, gt=0, le=1, description="Share of the stream's limit at which clients stop.")
 
+    events: Literal["off", "notable", "all"] = Field(
+        default="all", description="What is published of tasks and peers. `notable`: not that a task ended or waits."
+    )
+    events_bytes_max: int = Field(
+        default=256 * 2**20, ge=2**20, description="Limit of the stream of events, when created here; the oldest go."
+    )
+    events_ttl_s: float = Field(
+        default=7 * 86_400.0, ge=1, description="How long events are kept at most, when their stream is created here."
+    )
+
     metrics: bool = Field(default=True, description="Count what tasks come to. Off: only gauges and health are shown.")
     survey_s: float = Field(
         default=10.0,
@@ -76,6 +87,11 @@ class Settings(BaseSettings):
     http_port: int = Field(default=0, ge=-1, le=65535, description="0 takes a free port, -1 serves nothing.")
     peer_name: str | None = Field(default=None, description="Start of the peer's id; the host's name if unset.")
     log_level: str = "INFO"
+    log_format: Literal["text", "json"] = Field(default="text", description="json: one object a line.")
+    traces: Literal["off", "auto", "otlp"] = Field(
+        default="auto",
+        description="auto: to the process's OpenTelemetry provider, if it has one. otlp: to where OTEL_* say.",
+    )
 
     @cached_property
     def subjects(self) -> Subjects:
@@ -91,3 +107,4 @@ class LLMSettings(BaseSettings):
     api_key: SecretStr | None = Field(default=None, description="Endpoints of your own may need none.")
     model: str | None = Field(default=None, description="The model's name at the endpoint.")
     timeout_s: float = Field(default=120.0, gt=0, description="Longest silence of the endpoint.")
+    trace_content: bool = Field(default=False, description="Record prompts and answers in traces, not only their size.")

@@ -29,6 +29,7 @@ from mesh.resilience.classify import Meaning, Rules, classify
 from mesh.resilience.retry import Ledger, spent_throttles, throttled_wait_s, wait_s
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.verdict import Answer, HandBack, Park, Reason, Retry, Verdict
+from mesh.telemetry.tracing import carried
 from mesh.workflow.closing import CLOSING, closing_of, conclude, value_to_close
 from mesh.workflow.durable import DurableContext, Unwinding
 from mesh.workflow.flow import Flow
@@ -91,6 +92,11 @@ class Handling:
                     verdict = self._answered(await capability.call(self._argument, context))
         except Exception as error:  # noqa: BLE001  # the one place where a handler's errors become values
             verdict = self._failed(error)
+            is_failure = isinstance(verdict, Retry) or (
+                isinstance(verdict, Answer) and verdict.outcome.status is not Status.CANCELLED
+            )
+            if is_failure and not (self._is_parked() or self._is_overtaken()):
+                attempt.span.failed(error)
         finally:
             self._count(time.perf_counter() - began)
             await self._close()
@@ -161,6 +167,7 @@ class Handling:
                 outcome = msgspec.structs.replace(said.outcome, sends=sends, v=v)
                 closing = msgspec.structs.replace(said, outcome=outcome)
         context.has_records = True
+        context.decisions = list(closing.outcome.decisions)
         closing = await whole_closing(bus, context.identity, closing)
         outcome = await conclude(capability, closing, context, payload, hops_max=self.host.settings.hops_max)
         return answer(self.host, self.attempt, outcome=outcome)
@@ -254,7 +261,8 @@ class Handling:
         common: dict[str, Any] = {
             "attempt": attempt.number,
             "content_type": self.as_type,
-            "traceparent": attempt.delivery.headers.get(names.TRACEPARENT, ""),
+            "trace": attempt.span.headers or carried(attempt.delivery.headers),
+            "tracing": host.tracing,
             "me": attempt.me,
             "emit_part": emit_part,
             "guard": self._guard,
@@ -284,7 +292,9 @@ class Handling:
             steps=attempt.metrics.steps,
             handoffs=attempt.metrics.handoffs,
             escalations=attempt.metrics.escalations,
+            tell=host.tell,
             is_unwinding=is_unwinding,
+            span=attempt.span,
             **common,
         )
 
@@ -397,9 +407,13 @@ def answer(
             confidence=context.confidence if context is not None else None,
             reason=context.reason if context is not None else "",
             spent=context.spent_total if context is not None else None,
+            # One that ended without a value may have been decided about by an earlier run only.
+            decisions=attempt.decided_here if failure is None and status is None else attempt.decisions,
         )
-    elif context is not None and context.spent_total is not None and outcome.spent is None:
-        outcome = msgspec.structs.replace(outcome, spent=context.spent_total)
+    else:
+        if context is not None and context.spent_total is not None and outcome.spent is None:
+            outcome = msgspec.structs.replace(outcome, spent=context.spent_total)
+        outcome = msgspec.structs.replace(outcome, decisions=outcome.decisions or attempt.decisions)
     return Answer(
         msgspec.structs.replace(
             outcome,

@@ -5,7 +5,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 from mesh.agent import Agent
 from mesh.fibers import serving
@@ -19,9 +19,9 @@ READY_WITHIN_S = 30.0
 
 
 @asynccontextmanager
-async def hosting(*agents: Agent, settings: Settings) -> AsyncIterator[Peer]:
+async def hosting(*agents: Agent, settings: Settings, tracer_provider: Any = None) -> AsyncIterator[Peer]:
     """A ready peer that hosts the agents until left, and then drains."""
-    peer = Peer(*(agent.hosted for agent in agents), settings=settings)
+    peer = Peer(*(agent.hosted for agent in agents), settings=settings, tracer_provider=tracer_provider)
     async with serving() as fibers:
         running = fibers.create_task(peer.run())
         try:
@@ -32,6 +32,10 @@ async def hosting(*agents: Agent, settings: Settings) -> AsyncIterator[Peer]:
             await running
 
 
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], *, within_s: float = ..., every_s: float = ...) -> T: ...
+@overload
+async def eventually(condition: Callable[[], T], *, within_s: float = ..., every_s: float = ...) -> T: ...
 async def eventually(
     condition: Callable[[], T | Awaitable[T]], *, within_s: float = 20.0, every_s: float = LOOK_EVERY_S
 ) -> T:

@@ -145,12 +145,14 @@ async def _by_a_person(
         subject=context._subject(),
     )
     decision = await context._decide(question, capability.output)
+    context.decisions.append(decision.on_record())
     return msgspec.structs.replace(
         outcome,
         value=msgspec.Raw(capability.output.encode(decision.value, context.content_type)),
         decided_by=DecidedBy(agent=f"{HUMAN}:{decision.by}" if decision.by else HUMAN),
         confidence=None,
         reason=decision.note,
+        decisions=tuple(context.decisions),
     )
 
 

@@ -1,11 +1,13 @@
 """A peer's life: ready, paused, draining, and what it tells about itself."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
 import urllib.error
 import urllib.request
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from contracts import headers, wire
 from contracts.card import Described
 from contracts.control import WhoRuns
 from contracts.event import Event, EventKind
-from contracts.outcome import Ended
+from contracts.outcome import Ended, FailureKind, Status
 from contracts.subjects import Identity, key_pause
 from mesh import Agent, Context, Mesh, TaskFailed
 from mesh.bus import control, topology
@@ -173,9 +175,11 @@ async def test_lifecycle_events_are_published(mesh: Mesh, settings: Settings) ->
         await eventually(lambda: EventKind.DEAD_LETTERED in {event.kind for event in heard})
     await eventually(lambda: EventKind.LEFT in {event.kind for event in heard})
 
-    kinds = [event.kind for event in heard]
-    assert kinds == [EventKind.JOINED, EventKind.DEAD_LETTERED, EventKind.DRAINING, EventKind.LEFT]
-    assert (heard[1].capability, heard[1].id, heard[1].peer) == ("echo", "k", peer.id)
+    joined, ended, *rest = heard
+    kinds = [EventKind.DEAD_LETTERED, EventKind.DRAINING, EventKind.LEFT]
+    assert [joined.kind, *(event.kind for event in rest)] == [EventKind.JOINED, *kinds]
+    assert (ended.kind, ended.status, ended.failure) == (EventKind.ENDED, Status.FAILED, FailureKind.CONTRACT)
+    assert (ended.capability, ended.id, ended.peer) == ("echo", "k", peer.id)
 
 
 async def test_a_task_of_a_newer_format_is_left_to_a_newer_peer(mesh: Mesh, settings: Settings) -> None:
@@ -281,16 +285,20 @@ async def test_faststream_runs_an_agents_app_and_ends_it_on_sigterm(
 ) -> None:
     (tmp_path / "greeter.py").write_text(AGENT_FILE)
     environment = {**os.environ, "MESH_NATS_URL": str(settings.nats_url), "MESH_PREFIX": settings.prefix}
+    environment["MESH_LOG_FORMAT"] = "json"
     command = Path(sys.executable).with_name("faststream")
     process = await asyncio.create_subprocess_exec(
-        command, "run", "greeter:agent.app", "--app-dir", str(tmp_path), env=environment, cwd=tmp_path
+        command, "run", "greeter:agent.app", "--app-dir", str(tmp_path), env=environment, cwd=tmp_path, stderr=PIPE
     )
     try:
         assert await (await mesh.submit("greet", "Ada", returns=str)).result(within_s=30) == "Hello Ada"
 
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(20):
-            assert await process.wait() == 0
+            _, logged = await process.communicate()
+        assert process.returncode == 0
+        told = [json.loads(line) for line in logged.decode().splitlines() if line.startswith("{")]
+        assert {line["message"].partition(" ")[2] for line in told if "message" in line} >= {"serves greet"}
     finally:
         if process.returncode is None:
             process.kill()
