@@ -7,7 +7,7 @@ operator may have set it. `migrate` makes the server follow, where JetStream all
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -320,18 +320,29 @@ async def count(bus: Bus, filter_subject: str) -> int:
     return int(info.get("total", 0))
 
 
-async def unserved(bus: Bus, *, capabilities_max: int) -> dict[str, int]:
-    """Tasks queued where no consumer serves, by capability and lane; past the limit the rest is `(others)`."""
-    consumers = await served(bus)
-    waiting: dict[str, int] = {}
+async def standing(bus: Bus) -> dict[str, int]:
+    """Tasks of the mesh, queued or running, by the name of the consumer they are for; 100,000 of each lane at most."""
+    found: dict[str, int] = {}
     for lane in ("", *LANES):
         for subject in await queued(bus, bus.subjects.tasks_of(lane=lane)):
             name = consumer_name(bus.subjects.capability_of(subject), lane)
-            if name in consumers:
-                continue
-            if name not in waiting and len(waiting) >= capabilities_max:
-                name = "(others)"
-            waiting[name] = waiting.get(name, 0) + 1
+            found[name] = found.get(name, 0) + 1
+    return found
+
+
+async def unserved(bus: Bus, *, capabilities_max: int) -> dict[str, int]:
+    """Tasks queued where no consumer serves, by capability and lane; past the limit the rest is `(others)`."""
+    consumers = await served(bus)
+    return left_over(await standing(bus), consumers, capabilities_max=capabilities_max)
+
+
+def left_over(standing: Mapping[str, int], consumers: Container[str], *, capabilities_max: int) -> dict[str, int]:
+    """Of the tasks that stand, those of no consumer; past so many names the rest is `(others)`."""
+    waiting: dict[str, int] = {}
+    for name, count in standing.items():
+        if name not in consumers:
+            shown = name if len(waiting) < capabilities_max else "(others)"
+            waiting[shown] = waiting.get(shown, 0) + count
     return waiting
 
 

@@ -3,9 +3,9 @@
 What it sees are gauges, so that a scrape asks nobody. Rules.
 
 - A peer looks every `survey_s` seconds, give or take a quarter, so that many peers do not look at once.
-- The server answers what a consumer or a stream holds at once. Counting the subjects that a filter matches holds it up
-  for a third of a second per million, and publishers with it: all peers together may take a share of its time, and
-  where a count is dear each looks the more seldom.
+- The server tells at once what a consumer or a stream holds. Counting the subjects that a filter matches holds it up
+  for 0.4 s per million, and publishers with it; listing them takes three times as long. So all peers together may take
+  a share of its time: the more there was to count and the more peers ask, the more seldom each does.
 - What was not seen again for long is not shown, and without a connection nothing but the age of the last look is.
 - Every right it needs a peer has anyway: `STREAM.INFO` of the mesh's streams, `CONSUMER.INFO` and `CONSUMER.NAMES` of
   its tasks', and reading single records by subject.
@@ -26,7 +26,7 @@ from contracts.subjects import Identity, check_capability
 from mesh.bus import topology
 from mesh.bus.queues import bound_of
 from mesh.endings import HUMAN
-from mesh.errors import BusError
+from mesh.errors import BusError, PublishUnconfirmed
 from mesh.runtime.host import Host
 from mesh.scheduling.lanes import ORDER
 from mesh.telemetry import catalogue
@@ -40,14 +40,19 @@ T = TypeVar("T")
 JITTER: Final = 0.25
 FIRST_WITHIN_S: Final = 1.0
 SHARE: Final = 0.02
-"""Of the server's time, what all peers together may take for one count that they all make."""
+"""Of the server's time, what all peers together may take for one question that they all ask."""
+COUNTED_S: Final = 1e-6
+"""What a subject that is counted takes the server, generously."""
+LISTED_S: Final = 4e-6
+"""What one takes that is listed, the loop of whoever reads it included."""
 SELDOM_S_MAX: Final = 600.0
+UNANSWERED_AGAIN_S: Final = 60.0
 STALE_SLACK_S: Final = 10.0
 
 
-def again_after_s(took_s: float, *, peers: int, every_s: float) -> float:
-    """In how many seconds to ask again for what took the server `took_s` seconds, when so many peers ask for it."""
-    return max(every_s, min(SELDOM_S_MAX, took_s * peers / SHARE))
+def again_after_s(cost_s: float, *, peers: int, every_s: float) -> float:
+    """In how many seconds to ask again for what takes the server so long, when so many peers ask for it."""
+    return max(every_s, min(SELDOM_S_MAX, cost_s * peers / SHARE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,8 @@ class Stream:
 class Look(Generic[T]):
     """One question that is asked again and again, and the last answer."""
 
-    ask: Callable[[], Awaitable[T]]
+    ask: Callable[[], Awaitable[tuple[T, float]]]
+    """The answer, and how many seconds of the server's time it took."""
     is_counting: bool = False
     """Whether the server has to count for it."""
     answer: T | None = None
@@ -95,7 +101,6 @@ class Survey:
         self._capabilities = tuple(capabilities)
         self._live_peers = live_peers
         self._looked_at: float | None = None
-        self._round_trip_s = 0.0
         self._inbox_since: Mapping[Identity, float] = {}
         subjects = host.bus.subjects
         self._streams = Look(self._ask_streams)
@@ -123,7 +128,6 @@ class Survey:
         Raises:
             BusError: the server does not say; what was asked before stands.
         """
-        # The first one tells how long the way to the server is, whatever it has to do there.
         await self._ask(self._streams)
         await self._ask(self._queues)
         for look in (*self._parked.values(), *self._dead.values()):
@@ -183,34 +187,36 @@ class Survey:
     async def _ask(self, look: Look[T]) -> None:
         if time.monotonic() < look.due_at:
             return
-        every_s, began = self._host.settings.survey_s, time.monotonic()
+        every_s = self._host.settings.survey_s
         try:
-            look.answer = await look.ask()
-            look.answered_at = time.monotonic()
-        finally:
-            # What the server did not manage to answer was dear as well.
-            took_s = max(0.0, time.monotonic() - began - self._round_trip_s) if look.is_counting else 0.0
-            look.again_s = again_after_s(took_s, peers=self._live_peers(), every_s=every_s)
-            if look.again_s > every_s:
-                look.due_at = time.monotonic() + look.again_s
+            look.answer, cost_s = await look.ask()
+        except PublishUnconfirmed:
+            # What the server does not manage to answer may be what keeps it busy.
+            look.due_at = time.monotonic() + (UNANSWERED_AGAIN_S if look.is_counting else 0.0)
+            raise
+        look.answered_at = time.monotonic()
+        look.again_s = again_after_s(cost_s, peers=self._live_peers(), every_s=every_s)
+        look.due_at = look.answered_at + look.again_s if look.again_s > every_s else 0.0
 
     def _counting(self, filter_subject: str) -> Look[int]:
-        return Look(lambda: topology.count(self._host.bus, filter_subject), is_counting=True)
+        async def ask() -> tuple[int, float]:
+            count = await topology.count(self._host.bus, filter_subject)
+            return count, count * COUNTED_S
 
-    async def _ask_streams(self) -> Mapping[str, Stream]:
+        return Look(ask, is_counting=True)
+
+    async def _ask_streams(self) -> tuple[Mapping[str, Stream], float]:
         found: dict[str, Stream] = {}
         for spec in topology.streams(self._host.settings):
-            began = time.monotonic()
             info = await topology.inspect(self._host.bus, spec)
-            self._round_trip_s = time.monotonic() - began
             if info is not None:
                 state, config = info["state"], info["config"]
                 found[spec.name] = Stream(
                     state["bytes"], state["messages"], config.get("max_bytes", -1), config.get("max_msgs", -1)
                 )
-        return found
+        return found, 0.0
 
-    async def _ask_queues(self) -> Mapping[tuple[str, str], Queue]:
+    async def _ask_queues(self) -> tuple[Mapping[tuple[str, str], Queue], float]:
         found: dict[tuple[str, str], Queue] = {}
         for capability in self._capabilities:
             for lane in ORDER:
@@ -219,19 +225,21 @@ class Survey:
                 if info is not None:
                     bound = bound_of(info["config"])
                     found[capability, lane] = Queue(info["num_pending"], info["num_ack_pending"], bound)
-        return found
+        return found, 0.0
 
-    async def _ask_unserved(self) -> Mapping[str, int]:
+    async def _ask_unserved(self) -> tuple[Mapping[str, int], float]:
+        consumers = await topology.served(self._host.bus)
+        standing = await topology.standing(self._host.bus)
         found: dict[str, int] = {}
-        waiting = await topology.unserved(self._host.bus, capabilities_max=catalogue.UNSERVED_MAX)
-        for name, count in waiting.items():
+        for name, count in topology.left_over(standing, consumers, capabilities_max=catalogue.UNSERVED_MAX).items():
             shown = name if _is_capability(name) else catalogue.OTHERS
             found[shown] = found.get(shown, 0) + count
-        return found
+        return found, sum(standing.values()) * LISTED_S
 
-    async def _ask_inbox(self) -> Mapping[Identity, float]:
+    async def _ask_inbox(self) -> tuple[Mapping[Identity, float], float]:
         self._inbox_since = await waiting_since(self._host.bus, self._inbox_since)
-        return self._inbox_since
+        answered = await topology.count(self._host.bus, self._host.bus.subjects.results_of(HUMAN))
+        return self._inbox_since, (len(self._inbox_since) + answered) * LISTED_S
 
 
 def _is_capability(consumer: str) -> bool:

@@ -25,9 +25,9 @@ event loop does not hold it up.
 - **Gauges of a peer** tell what it is doing now.
 - **Gauges of the mesh** tell what this peer saw at its last look, every `MESH_SURVEY_S` (10 s, give or take a quarter).
   Every peer that serves a capability shows the same: use `max by`, never `sum`. What the server has to count (parked
-  tasks, dead letters, tasks that nobody serves, the inbox) is asked for the more seldom the longer it takes; a large
-  fleet with hundreds of thousands of tasks asks every ten minutes. While the server does not answer they vanish after
-  some looks, and `mesh_survey_age_seconds` grows.
+  tasks, dead letters, tasks that nobody serves, the inbox) is asked for the more seldom the more there is of it; with
+  hundreds of thousands of tasks a large fleet asks every ten minutes. While the server does not answer they vanish
+  after some looks, without a connection at once, and `mesh_survey_age_seconds` grows.
 - **Exemplars.** Where tasks are traced, the time histograms carry the last trace id of each bucket; only OpenMetrics
   shows them (Prometheus: `--enable-feature=exemplar-storage`).
 - **Off.** With `MESH_METRICS=0` nothing is counted: counters and histograms are gone, gauges stay.
