@@ -8,13 +8,11 @@ from contracts.subjects import consumer_name
 from mesh.resilience.retry import Ledger
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Parked, Retry, Superseded, Verdict
-from mesh.telemetry import logs
 from mesh.telemetry.tracing import NO_SPAN, Value, carried
 
 
 def begin(host: Host, attempt: Attempt, ledger: Ledger) -> None:
-    """Begin the span of a run, if tasks are traced here; log lines name the task from now on."""
-    logs.of_task(attempt.identity.capability, attempt.identity.id, attempt.number)
+    """Begin the span of a run, if tasks are traced here."""
     if not host.tracing.is_on:
         return
     delivery, task, capability = attempt.delivery, attempt.task, attempt.capability
