@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from opentelemetry import baggage, context, trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -265,11 +265,13 @@ async def test_without_tracing_here_a_raw_publisher_s_context_goes_on_to_childre
     assert seen == [headers, headers]
 
 
+@pytest.mark.parametrize("headers", [{}, {names.TRACEPARENT: "00-nonsense"}, {names.TRACEPARENT: ""}], ids=str)
 async def test_attempts_of_a_task_that_came_without_a_trace_are_one_trace(
-    mesh: Mesh, settings: Settings, recorder: Recorder
+    mesh: Mesh, settings: Settings, recorder: Recorder, headers: dict[str, str]
 ) -> None:
     async with hosting(office(), settings=settings, tracer_provider=recorder.provider):
-        await mesh.bus.publish(mesh.bus.subjects.task(Identity("letter", "bare")), b'"twice"')
+        subject = mesh.bus.subjects.task(Identity("letter", "bare"))
+        await mesh.bus.publish(subject, b'"twice"', headers=headers)
         await mesh.handle("letter", "bare").result(within_s=10)
         first, second = await recorder.ended("process letter", 2)
 
@@ -371,6 +373,30 @@ async def test_what_is_not_sampled_is_not_recorded_and_gives_no_exemplar(setting
 
     assert seen == [(None, 0)]
     assert recorder.spans == ()
+
+
+class Broken(SpanProcessor):
+    """Raises wherever it can."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        if span.name.startswith("step"):
+            raise RuntimeError("no start")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        raise RuntimeError("no end")
+
+
+async def test_a_processor_that_raises_fails_no_task(settings: Settings, recorder: Recorder) -> None:
+    recorder.provider.add_span_processor(Broken())
+    async with (
+        client(settings, recorder) as mesh,
+        hosting(office(), settings=settings, tracer_provider=recorder.provider) as peer,
+    ):
+        handle = await mesh.submit("letter", "dear", returns=str)
+
+        assert await handle.result(within_s=10) == "DEAR"
+        await eventually(lambda: not peer.host.running)
+        assert peer.is_ready()[0]
 
 
 async def test_off_goes_before_a_provider(settings: Settings, recorder: Recorder) -> None:
