@@ -33,6 +33,7 @@ SEQUENCE: Final = "Nats-Sequence"
 STORED_AT: Final = "Nats-Time-Stamp"
 SUBJECT: Final = "Nats-Subject"
 PENDING_MESSAGES: Final = "Nats-Pending-Messages"
+NUM_PENDING: Final = "Nats-Num-Pending"
 # Scheduled messages (ADR-51).
 SCHEDULE: Final = "Nats-Schedule"
 SCHEDULE_TARGET: Final = "Nats-Schedule-Target"

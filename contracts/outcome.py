@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from contracts.decision import Decision
 from contracts.headers import TRACE
 from contracts.objects import Kept
 from contracts.task import Confidence, Task
@@ -106,6 +107,7 @@ class Outcome(Record, frozen=True, kw_only=True, omit_defaults=True):
     confidence: Annotated[Confidence | None, Meta(description="How sure the handler is.")] = None
     reason: Annotated[str, Meta(description="Why, in the handler's words.")] = ""
     spent: Annotated[Spent | None, Meta(description="What it used up.")] = None
+    decisions: Annotated[tuple[Decision, ...], Meta(description="What was decided on the way, by whoever ran it.")] = ()
     digest: Annotated[str, Meta(description="The payload's digest, to recognise a repeated submission.")] = ""
     peer: Annotated[str, Meta(description="Id of the peer that wrote the record.")] = ""
     attempt: Annotated[int, Meta(description="Number of the attempt that came to it, from 1.")] = 1
@@ -148,4 +150,5 @@ class AttemptEnded(Record, frozen=True, kw_only=True, omit_defaults=True):
     is_throttled: Annotated[
         bool, Meta(description="Of one that was handed back: a callee said when to come again.")
     ] = False
+    decisions: Annotated[tuple[Decision, ...], Meta(description="What the attempt decided until then.")] = ()
     traceparent: Annotated[str, Meta(description="W3C Trace Context of its run, if that was traced.")] = ""

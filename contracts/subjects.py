@@ -11,7 +11,6 @@ NATS permissions can be written per capability and one wildcard covers every sta
     <prefix>.dead.letter.<capability>.<id>
     <prefix>.done.<capability>.<id>            the server's echo of a stored result
     <prefix>.part.<capability>.<id>            streamed parts, not stored
-    <prefix>.event.<kind>.<capability>.<id>    lifecycle, not stored
     <prefix>.beat.<peer>                       presence and load, not stored
     <prefix>.ctl.<target>.<verb>               questions and orders to live peers, not stored
     <prefix>.control.<key>                     the server's echo of a control record
@@ -35,6 +34,11 @@ So has what the whole mesh shares under a limit:
 
     <prefix>.limit.seats|rate.<resource>       who holds seats of it, how full its buckets are
     <prefix>.limited.seats|rate.<resource>     the server's echo of that
+
+What happened is kept in another, for a while:
+
+    <prefix>.event.<kind>.<capability>.<id>    lifecycle; `-` and the peer's id where it is no task's
+    <prefix>.event.decided.<capability>.<id>.<key>  a decision, its key made from its content
 
 What is too large for a message is kept in chunks, in a stream of their own:
 
@@ -249,6 +253,7 @@ class Subjects:
         self.line_stream = f"{self.stream}_LINES"
         self.limit_stream = f"{self.stream}_LIMITS"
         self.object_stream = f"{self.stream}_OBJECTS"
+        self.event_stream = f"{self.stream}_EVENTS"
 
     # One task's subjects.
 
@@ -342,6 +347,15 @@ class Subjects:
 
     def event(self, kind: str, task: Identity) -> str:
         return f"{self._head}event.{kind}.{task.capability}.{task.id}"
+
+    def decided(self, task: Identity, key: str) -> str:
+        """The event of one decision of a task: it can be stored once."""
+        return f"{self._head}event.decided.{task.capability}.{task.id}.{key}"
+
+    def events_of(self, kind: str = "*", capability: str = "*", task_id: str = "") -> tuple[str, ...]:
+        """Every event of a kind and a capability; with an id, those of the task and of everything below it."""
+        head = f"{self._head}event.{kind}.{capability}"
+        return (f"{head}.{task_id}", f"{head}.{task_id}.>") if task_id else (f"{head}.>",)
 
     @property
     def events(self) -> str:

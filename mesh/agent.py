@@ -7,6 +7,7 @@ from typing import Any, Concatenate, Protocol, TypeVar, overload
 from faststream import FastStream
 from tenacity.wait import wait_base
 
+from contracts.card import check_owner
 from contracts.errors import ContractError
 from contracts.limit import BURST_S, Limit, check_limit
 from contracts.subjects import check_breaker_name, check_resource
@@ -45,7 +46,7 @@ class Agent:
     """A named set of handlers, owned by a team.
 
     Raises:
-        SetupError: the name is empty.
+        SetupError: the name is empty, or the owner cannot be a label.
     """
 
     def __init__(
@@ -53,6 +54,10 @@ class Agent:
     ) -> None:
         if not name:
             raise SetupError("an agent needs a name")
+        try:
+            check_owner(owner)
+        except ContractError as error:
+            raise SetupError(f"agent {name!r}: {error}") from error
         self.info = AgentInfo(name, version, owner, role, description)
         self.capabilities: dict[str, Capability[Any, Any, Any]] = {}
 

@@ -168,6 +168,9 @@ class Capability(Reference[I, O], Generic[I, O, Called]):
             attempts=self.limits.attempts,
             result_ttl_s=self.limits.result_ttl_s or 0.0,
             queue_max=self.limits.queue_max or 0,
+            next_rung=self.ladder.next_rung if self.ladder is not None else "",
+            threshold=self.ladder.threshold if self.ladder is not None else 0.0,
+            verified_by=self.verified_by.capabilities if self.verified_by is not None else (),
         )
 
 

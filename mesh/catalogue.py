@@ -76,6 +76,7 @@ _ANSWERS: Final[dict[str, type[Any]]] = {"PartsWanted": PartsKept, "WhoRuns": Ru
 
 _PARAMETERS: Final[dict[str, Schema]] = {
     "capability": {"description": "A capability's name."},
+    "decision": {"description": "A digest of what was decided, and of how often before."},
     "id": {"description": "The task's id: its idempotency key, or what the mesh made below another id."},
     "key": {"description": "`cancel.<capability>.<id in base64url>`, `pause.<capability>` or `limit.<resource>`."},
     "kind": {"description": "What happened."},
@@ -143,7 +144,7 @@ def asyncapi(hosted: Sequence[Hosted], settings: Settings) -> Schema:
     for index, capability in enumerate(capabilities):
         taken, returned = described[2 * index : 2 * index + 2]
         planes += _task_planes(settings.subjects, capability, taken, returned, records)
-    planes += [_events(settings.subjects, records), *_limits(settings.subjects, records)]
+    planes += [*_events(settings.subjects, records), *_limits(settings.subjects, records)]
     channels, operations = _assembled(planes)
     security = generated["components"].get("securitySchemes")
     return {
@@ -280,10 +281,17 @@ def _task_planes(
     ]
 
 
-def _events(subjects: Subjects, records: dict[str, Schema]) -> _Plane:
-    address = subjects.event("{kind}", Identity("{capability}", "{id}"))
-    description = "What happened to a peer or a task; `-` and the peer's id where it is no task's."
-    return _Plane("send", address, _key(subjects, address), description, "Event", records["Event"])
+def _events(subjects: Subjects, records: dict[str, Schema]) -> Iterable[_Plane]:
+    task = Identity("{capability}", "{id}")
+    told = (
+        (
+            subjects.event("{kind}", task),
+            "What happened to a peer or a task; `-` and the peer's id where it is no task's. In a stream of its own.",
+        ),
+        (subjects.decided(task, "{decision}"), "What a task decided, once for each decision; in the stream of events."),
+    )
+    for address, description in told:
+        yield _Plane("send", address, _key(subjects, address), description, "Event", records["Event"])
 
 
 def _limits(subjects: Subjects, records: dict[str, Schema]) -> Iterable[_Plane]:

@@ -9,6 +9,7 @@ from typing import Any, Final, Generic
 
 from typing_extensions import TypeVar
 
+from contracts.decision import Decision as Chosen
 from contracts.errors import ContractError
 from contracts.subjects import check_capability
 from contracts.workflow import Verdict
@@ -19,6 +20,7 @@ T = TypeVar("T", default=Any)
 HUMAN: Final = "human"
 """The capability behind which people answer."""
 NOTHING: Final[Any] = object()
+NOTE_LENGTH_MAX: Final = 4_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,10 @@ class Decision(Generic[T]):
     by: str = ""
     note: str = ""
     at: float = 0.0
+
+    def on_record(self) -> Chosen:
+        """The same as the decision that stands in the outcome of the task that asked."""
+        return Chosen(choice=self.verdict, reason=self.note[:NOTE_LENGTH_MAX], at=self.at, by=self.by)
 
     @property
     def is_approved(self) -> bool:

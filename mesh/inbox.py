@@ -73,7 +73,7 @@ async def read_inbox(bus: Bus) -> list[Question]:
     waiting = sorted(task.id for task in await unanswered(bus))
     found: list[Question] = []
     for start in range(0, len(waiting), PAGE):
-        found += await _read(bus, waiting[start : start + PAGE])
+        found += await read_questions(bus, waiting[start : start + PAGE])
     return sorted(found, key=lambda question: question.asked_at)
 
 
@@ -90,7 +90,7 @@ async def find_question(bus: Bus, name: str) -> Question | None:
         short = handles(waiting)
         raise ContractError(f"{name!r} stands for several proposals: {', '.join(short[found] for found in matching)}")
     if matching:
-        questions = await _read(bus, matching)
+        questions = await read_questions(bus, matching)
         if questions:
             return questions[0]
         # Answered and acked between two reads.
@@ -147,7 +147,8 @@ def sampled(questions: Sequence[Question], count: int, *, seed: int | None) -> l
     return [questions[index] for index in sorted(chosen)]
 
 
-async def _read(bus: Bus, ids: Sequence[str]) -> list[Question]:
+async def read_questions(bus: Bus, ids: Sequence[str]) -> list[Question]:
+    """The proposals of these ids that stand, in their order; those that wait for nobody any more among them."""
     subjects = bus.subjects
     tasks = [Identity(HUMAN, task_id) for task_id in ids]
     places = {task: (subjects.park(task), *subjects.queued(task)) for task in tasks}

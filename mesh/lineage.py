@@ -19,6 +19,7 @@ import msgspec
 
 from contracts import headers as names
 from contracts import wire
+from contracts.decision import Decision
 from contracts.errors import ContractError
 from contracts.outcome import AttemptBegan, AttemptEnded, Ended, Failure, Outcome, Spent, Status
 from contracts.subjects import Address, Identity, Kind, Subjects, parent_of
@@ -84,6 +85,7 @@ class Mark(StrEnum):
     ATTEMPT_LOST = "attempt lost"
     HANDED_BACK = "handed back"
     THROTTLED = "throttled"
+    DECISION = "decision"
     OTHER = "other"
 
 
@@ -105,6 +107,7 @@ class Leaf:
     confidence: float | None = None
     spent: Spent | None = None
     failure: Failure | None = None
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,6 +442,9 @@ def _node(task: Identity, known: _Known, runner: Runner | None, *, now: float, u
     ]
     node.leaves += _signal_leaves(known, is_over=is_over)
     node.leaves += _attempt_leaves(known, node)
+    # A run that is still in memory has told nobody what it decided.
+    decided = outcome.decisions if outcome is not None else ledger.decisions
+    node.leaves += [Leaf(Mark.DECISION, one.choice, one.at, by=one.by, decision=one) for one in decided]
     node.spent = outcome.spent if outcome is not None else None
     stepped = [leaf.spent for leaf in node.leaves if leaf.spent is not None]
     if node.spent is None and stepped:

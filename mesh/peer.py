@@ -1,8 +1,8 @@
 """A peer: one process that hosts agents. The only module that wires the parts together.
 
 FastStream is the shell: its application owns signals and life cycle, its broker the connection, and its
-subscribers and publishers the planes that are not stored (control, presence, events, questions). The task
-plane runs over the same connection.
+subscribers and publishers the planes that are not stored (control, presence, questions). The task plane, and the
+events it tells, run over the same connection.
 
 Life: connect → make sure of the topology → learn the control records → offer slots … on SIGTERM: stop bidding
 → finish within grace → hand the rest back → leave.
@@ -24,11 +24,10 @@ from fast_depends.msgspec import MsgSpecSerializer
 from faststream import FastStream
 from faststream.nats import NatsBroker, NatsMessage
 from faststream.nats.security import NatsCredentials, NatsNKey, NatsSecurity, NatsToken, NatsUserPassword
-from prometheus_client.core import GaugeMetricFamily
 
 from contracts.card import Beat, Described, PeerState
 from contracts.control import PartsKept, PartsWanted, Running, Runs, WhoRuns
-from contracts.event import Event, EventKind
+from contracts.event import EventKind
 from contracts.subjects import Identity, consumer_name
 from mesh.bus import control, topology
 from mesh.bus.connection import Bus, Headers, server_addresses
@@ -36,13 +35,15 @@ from mesh.bus.leader import consumer_elections
 from mesh.capability import AgentInfo, Capability, agent_card
 from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SetupError
 from mesh.fibers import serving
-from mesh.resilience.breaker import State
 from mesh.runtime.breakers import Breakers
 from mesh.runtime.cancelled import Cancelled
 from mesh.runtime.controls import Controls
+from mesh.runtime.events import Events
+from mesh.runtime.gauges import Gauges
 from mesh.runtime.heartbeat import Heartbeat
 from mesh.runtime.host import Host
 from mesh.runtime.intake import Intake
+from mesh.runtime.survey import Survey
 from mesh.runtime.sweep import Sweep
 from mesh.runtime.timekeeper import Timekeeper
 from mesh.scheduling.bids import Offer
@@ -88,8 +89,7 @@ class Peer:
             raise SetupError(f"handled twice in one peer: {', '.join(sorted(twice))}")
         self.id = _peer_id(settings)
         self.bus = Bus(settings, self.id)
-        self.metrics = Metrics()
-        self.metrics.watch(self._gauges)
+        self.metrics = Metrics(is_on=settings.metrics)
         self.state = PeerState.STARTING
         self.metrics_url = ""
         self._since = time.time()
@@ -123,7 +123,7 @@ class Peer:
             ),
             heartbeat=Heartbeat(settings, rows=4 * slots + settings.hot_waits_max + SPARE_ROWS),
             services=Services(self.bus, settings, self.id, limiter),
-            publish_event=self._publish_event,
+            events=Events(self.bus, settings, self.id, self.metrics),
             offers_of=self._offers_of,
         )
         self.host.controls.on_change.append(self.host.cancel_running)
@@ -131,6 +131,9 @@ class Peer:
         self.host.controls.on_cancel.append(self._cancelled.heard)
         self.intakes = [Intake(self.host, capability, on_lost=self._shake) for capability in capabilities]
         self._timekeeper = Timekeeper(self.host, on_lost=self._shake)
+        self._survey_of_mesh = Survey(self.host, names, live_peers=self.live_peers)
+        self.metrics.watch(self._survey_of_mesh.read)
+        self.metrics.watch(Gauges(self.host, self.intakes, is_ready=self.is_ready, live_peers=self.live_peers).read)
         self.broker = self._broker()
         self.app = FastStream(
             self.broker,
@@ -189,7 +192,9 @@ class Peer:
         @broker.subscriber(subjects.ctl("all", "describe"), description="Who is there, and what can it do?")
         async def describe() -> Described:
             cards = tuple(agent_card(agent, offered) for agent, offered in self.hosted)
-            return Described(beat=self._beat(), cards=cards, metrics_url=self.metrics_url)
+            return Described(
+                beat=self._beat(), cards=cards, metrics_url=self.metrics_url, calls=self.host.answered.calls()
+            )
 
         @broker.subscriber(subjects.ctl("all", "who-runs"), description="What runs where?")
         async def everything_running(question: WhoRuns) -> Runs | None:
@@ -250,15 +255,14 @@ class Peer:
             load={intake.capability.name: intake.load() for intake in self.intakes},
         )
 
-    async def _publish_event(self, event: Event) -> None:
-        subject = self.settings.subjects.event(event.kind, Identity(event.capability or "-", event.id or self.id))
-        await self.broker.publish(event, subject)
-
     def live_peers(self) -> int:
         """How many peers beat lately, this one included."""
         since = time.monotonic() - BEATS_MISSED * self.settings.beat_s
+        return max(1, sum(heard_at > since for heard_at, _ in self._beats.copy().values()))
+
+    def _forget_silent(self) -> None:
+        since = time.monotonic() - BEATS_MISSED * self.settings.beat_s
         self._beats = {peer: heard for peer, heard in self._beats.items() if heard[0] > since}
-        return max(1, len(self._beats))
 
     def _offers_of(self, capability: str) -> Iterator[Offer]:
         since = time.monotonic() - BEATS_MISSED * self.settings.beat_s
@@ -275,7 +279,7 @@ class Peer:
                 yield Offer(load.slots, load.delay_s, load.classes)
 
     def _serving(self, capability: str) -> Iterator[str]:
-        self.live_peers()
+        self._forget_silent()
         return (peer for peer, (_, beat) in self._beats.items() if capability in beat.load)
 
     async def _tell_of_breaker(self, kind: EventKind, name: str) -> None:
@@ -345,6 +349,7 @@ class Peer:
                 self.host.lag.keep(),
                 Sweep(self.host).keep(capabilities, self.live_peers),
                 self._cancelled.keep(capabilities),
+                self._survey_of_mesh.keep(),
             )
             async with serving(*helpers):
                 self.state = PeerState.READY
@@ -449,6 +454,7 @@ class Peer:
     async def _keep_beating(self) -> None:
         while True:
             self._ticked_at = time.monotonic()
+            self._forget_silent()
             if self.bus.is_connected:
                 try:
                     await self._beat_publisher.publish(self._beat())
@@ -472,66 +478,6 @@ class Peer:
         silent_s = time.monotonic() - self._ticked_at
         longest_s = max(intake.capability.limits.timeout_s for intake in self.intakes)
         return silent_s < longest_s + ALIVE_SLACK_S, f"loop turned {silent_s:.1f} s ago"
-
-    def _gauges(self) -> Iterator[GaugeMetricFamily]:
-        in_flight = GaugeMetricFamily("mesh_in_flight_tasks", "Tasks in the hands of this peer.", labels=["capability"])
-        slots = GaugeMetricFamily("mesh_slots", "Tasks this peer runs at once.", labels=["capability"])
-        offered = GaugeMetricFamily(
-            "mesh_offered_slots", "Slots on offer to the server; a free one may be in several lanes.",
-            labels=["capability", "lane"],
-        )  # fmt: skip
-        idle = GaugeMetricFamily("mesh_idle_slots", "Free slots, by why they are.", labels=["capability", "why"])
-        bids = GaugeMetricFamily(
-            "mesh_bid", "Tasks that must wait before this peer takes one more; 1 is best.", labels=["capability"]
-        )
-        service = GaugeMetricFamily(
-            "mesh_service_seconds", "Moving average of the time a task holds a slot.", labels=["capability"]
-        )
-        waiting = GaugeMetricFamily("mesh_waiting_tasks", "Waiting tasks kept in memory.", value=len(self.host.waiting))
-        depth = GaugeMetricFamily(
-            "mesh_queue_depth_tasks", "Tasks waiting behind the last one delivered here.", labels=["capability"]
-        )
-        paused = GaugeMetricFamily("mesh_paused", "1 while an operator paused it.", labels=["capability"])
-        breakers = GaugeMetricFamily(
-            "mesh_breaker_state", "1 for the state that a circuit breaker is in.", labels=["breaker", "state"]
-        )
-        for name, current in self.host.breakers.states().items():
-            for state in State:
-                breakers.add_metric([name, state], float(state is current))
-        for intake in self.intakes:
-            load, label = intake.load(), [intake.capability.name]
-            in_flight.add_metric(label, load.in_flight)
-            slots.add_metric(label, load.slots)
-            for lane, count in intake.offering.offered.items():
-                offered.add_metric([*label, lane or "normal"], count)
-            for why, count in intake.offering.idle().items():
-                idle.add_metric([*label, why], count)
-            bids.add_metric(label, load.bid)
-            service.add_metric(label, load.service_s)
-            depth.add_metric(label, intake.queue_depth)
-            paused.add_metric(label, load.is_paused)
-        ready = GaugeMetricFamily("mesh_ready", "1 while this peer takes work.", value=self.is_ready()[0])
-        reconnects = GaugeMetricFamily(
-            "mesh_reconnections", "Reconnections to NATS since the start.", value=self.bus.reconnects
-        )
-        peers = GaugeMetricFamily("mesh_live_peers", "Peers this one hears.", value=self.live_peers())
-        lag = GaugeMetricFamily("mesh_loop_lag_seconds", "How late the event loop is.", value=self.host.lag.late_s)
-        yield from (
-            in_flight,
-            slots,
-            offered,
-            idle,
-            bids,
-            service,
-            waiting,
-            depth,
-            paused,
-            breakers,
-            ready,
-            reconnects,
-            peers,
-            lag,
-        )
 
 
 def _security(options: dict[str, Any]) -> NatsSecurity | None:

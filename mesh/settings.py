@@ -67,6 +67,22 @@ class Settings(BaseSettings):
     )
     full_at: float = Field(default=0.9, gt=0, le=1, description="Share of the stream's limit at which clients stop.")
 
+    events: Literal["off", "notable", "all"] = Field(
+        default="all", description="What is published of tasks and peers. `notable`: not that a task ended or waits."
+    )
+    events_bytes_max: int = Field(
+        default=256 * 2**20, ge=2**20, description="Limit of the stream of events, when created here; the oldest go."
+    )
+    events_ttl_s: float = Field(
+        default=7 * 86_400.0, ge=1, description="How long events are kept at most, when their stream is created here."
+    )
+
+    metrics: bool = Field(default=True, description="Count what tasks come to. Off: only gauges and health are shown.")
+    survey_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="How often a peer looks at queues, streams and parks for its gauges of the mesh.",
+    )
     http_host: str = Field(default="127.0.0.1", description="Where a peer serves /metrics, /healthz and /readyz.")
     http_port: int = Field(default=0, ge=-1, le=65535, description="0 takes a free port, -1 serves nothing.")
     peer_name: str | None = Field(default=None, description="Start of the peer's id; the host's name if unset.")

@@ -5,11 +5,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
 import msgspec
 
+from contracts import wire
+from contracts.decision import Decision
 from contracts.errors import ContractError
 from contracts.headers import BAGGAGE, TRACEPARENT, TRACESTATE
 from contracts.limit import Limit
@@ -26,6 +29,13 @@ from mesh.telemetry.tracing import OFF, Tracing
 PARTS_KEPT = 1_000
 SENDS_MAX = 1_000
 CARRY_BYTES_MAX = 64_000
+DECISIONS_MAX = 100
+DECISIONS_BYTES_MAX = 128 * 1024
+"""Of all decisions of a task together, encoded: they stand in its result record."""
+CHOICE_LENGTH_MAX = 100
+REASON_LENGTH_MAX = 4_000
+INPUTS_BYTES_MAX = 8 * 1024
+NAME_LENGTH_MAX = 200
 
 EmitPart = Callable[[int, int, bytes], Coroutine[Any, Any, None]]
 """Publishes a part: attempt, sequence, encoded value."""
@@ -66,6 +76,8 @@ class TaskContext:
         self._asked: Counter[str] = Counter()
         self.spent_total: Spent | None = None
         self.decided_by: DecidedBy | None = None
+        self.decisions: list[Decision] = []
+        self._decided_bytes = 0
         self.confidence: float | None = None
         self.reason = ""
         self.content_type = content_type
@@ -206,6 +218,54 @@ class TaskContext:
             prompt_digest=prompt_digest or known.prompt_digest,
         )
 
+    def decide(
+        self,
+        choice: str,
+        reason: str = "",
+        confidence: float | None = None,
+        inputs: Any = None,
+        *,
+        model: str = "",
+        model_digest: str = "",
+        prompt_digest: str = "",
+    ) -> None:
+        """Put on record what this task chose here, and why, how sure (0 to 1), and from what.
+
+        It stands in the result record, whatever the task comes to, and is told as an event once the task is answered
+        or parks. `choice` is a short word, so that choices can be counted; `inputs` is any JSON-like value. Model and
+        digests are those of the last `explain` where they are left out. Another run of the task that decides the same
+        repeats nothing; decide on what is on record (steps, calls), or a rerun may decide otherwise.
+
+        Raises:
+            ContractError: something is too long, too much, or cannot travel; the message names it and its limit.
+        """
+        if isinstance(choice, Enum):
+            choice = choice.value
+        known = self.decided_by or DecidedBy()
+        decision = Decision(
+            choice=_checked("choice", choice, CHOICE_LENGTH_MAX),
+            at=time.time(),
+            reason=_checked("reason", reason, REASON_LENGTH_MAX),
+            confidence=_checked_confidence(confidence),
+            inputs=_checked_inputs(inputs),
+            version=self._me.version if self._me is not None else "",
+            model=_checked("model", model or known.model, NAME_LENGTH_MAX),
+            model_digest=_checked("model_digest", model_digest or known.model_digest, NAME_LENGTH_MAX),
+            prompt_digest=_checked("prompt_digest", prompt_digest or known.prompt_digest, NAME_LENGTH_MAX),
+        )
+        if not choice:
+            raise ContractError("choice is empty: it must say what was chosen")
+        self._keep_decision(decision)
+
+    def _keep_decision(self, decision: Decision) -> None:
+        if len(self.decisions) >= DECISIONS_MAX:
+            raise ContractError(f"a task records at most {DECISIONS_MAX} decisions")
+        total = self._decided_bytes + len(wire.encode(decision))
+        if total > DECISIONS_BYTES_MAX:
+            raise ContractError(f"decisions of {total} bytes in all exceed {DECISIONS_BYTES_MAX} bytes")
+        self.decisions.append(decision)
+        self._decided_bytes = total
+
     # How children are named.
 
     def _token(self, capability: str, asked: str, kind: str) -> str:
@@ -266,3 +326,36 @@ class TaskContext:
         number, self.parts_emitted = self.parts_emitted, self.parts_emitted + 1
         self.parts.append((number, part))
         return number, encoded
+
+
+def _checked(what: str, text: str, most: int) -> str:
+    if not isinstance(text, str):
+        raise ContractError(f"{what} is {type(text).__name__}; it must be a string")
+    if len(text) > most:
+        raise ContractError(f"{what} of {len(text)} characters exceeds {most}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ContractError(f"{what} cannot travel: {error}") from error
+    return text
+
+
+def _checked_confidence(confidence: float | None) -> float | None:
+    if confidence is None:
+        return None
+    if isinstance(confidence, bool) or not isinstance(confidence, (int, float)):
+        raise ContractError(f"confidence is {type(confidence).__name__}; it must be a number from 0 to 1")
+    if not 0 <= confidence <= 1:
+        raise ContractError(f"confidence of {confidence:g} is outside 0 to 1")
+    return float(confidence)
+
+
+def _checked_inputs(inputs: Any) -> Any:
+    """What a decision was made from, as JSON-like builtins."""
+    try:
+        encoded = payloads.encode(inputs)
+    except ContractError as error:
+        raise ContractError(f"inputs: {error}") from error
+    if len(encoded) > INPUTS_BYTES_MAX:
+        raise ContractError(f"inputs of {len(encoded)} bytes exceed {INPUTS_BYTES_MAX} bytes")
+    return payloads.ANYTHING.decode(encoded)

@@ -45,7 +45,7 @@ from mesh.errors import DuplicateStep, MeshError, NobodyAnswered, NonDeterminism
 from mesh.payload import ANYTHING, Shape, shape_of
 from mesh.reference import Reference
 from mesh.results import Mapped, value_of
-from mesh.task_context import TaskContext
+from mesh.task_context import DECISIONS_MAX, TaskContext
 
 I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
 O = TypeVar("O")  # noqa: E741
@@ -351,7 +351,8 @@ class Verbs(TaskContext):
         The proposal waits in the inbox (`mesh inbox ls`), parked. After `within_s` seconds `at_deadline` decides:
         `reject`, `approve`, or `fail`, which raises `NobodyAnswered`. `who` names those who may answer. With
         `sample` below 1 only that share of proposals, always the same ones, is shown; the others count as
-        approved. An edit that is not of the proposal's type is put to people again.
+        approved. An edit that is not of the proposal's type is put to people again. What they say stands among the
+        decisions of this task.
 
         Raises:
             Overloaded: too many proposals wait (`MESH_INBOX_MAX`); uncaught, this task is tried again later.
@@ -380,7 +381,10 @@ class Verbs(TaskContext):
             at_deadline=deadline,
             who=tuple(who),
         )
-        return await self._decide(question, ANYTHING if is_plain else shape_of(type(proposal)), sample=sample)
+        said = await self._decide(question, ANYTHING if is_plain else shape_of(type(proposal)), sample=sample)
+        if len(self.decisions) < DECISIONS_MAX:
+            self._keep_decision(said.on_record())
+        return said
 
     async def _decide(self, question: Proposal, shape: Shape[T], *, sample: float = 1.0) -> Decision[T]:
         """What a person says to a proposal; put to people again for as long as the value is of another type."""
@@ -569,6 +573,9 @@ class Verbs(TaskContext):
 
     async def _admit_to_inbox(self, asked: Asked[Any]) -> None:
         """Refuse a proposal for which there is no room."""
+
+    def _passes_on(self, *, is_rung: bool) -> None:
+        """Take note that who is asked next is the one that the task is passed to, by its ladder or by its handler."""
 
     def _is_new_task(self) -> bool:
         """Whether nothing of this task was ever run before."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from agents.support_desk.ladder import Opinion
-from agents.support_desk.models import models
+from agents.support_desk.models import models, models_digest
 from agents.support_desk.payloads import HUMAN, SPECIALIST, SUPPORT, TRIAGE, Label, LabelledTicket, Resolution, Ticket
 from agents.support_desk.routes import route
 from contracts.outcome import FailureKind
@@ -22,6 +22,7 @@ from mesh import Agent, Context, Ladder, TaskFailed
 
 LINEAR_MODEL: Final = "linear support vectors"
 NETWORKS: Final = "three networks with dropout"
+PASSED_ON: Final = "pass-on"
 
 desk = Agent(
     "support-desk",
@@ -35,7 +36,7 @@ desk = Agent(
 async def triage(ticket: Ticket, ctx: Context) -> Label:
     """Say within milliseconds what a ticket is about, or pass it on."""
     opinion = await _predicted(models().triage, ticket)
-    _explain(ctx, opinion, LINEAR_MODEL)
+    _decide(ctx, opinion, LINEAR_MODEL, threshold=models().triage_threshold)
     return Label(opinion.label, TRIAGE, opinion.confidence)
 
 
@@ -43,7 +44,7 @@ async def triage(ticket: Ticket, ctx: Context) -> Label:
 async def specialist(ticket: Ticket, ctx: Context) -> Label:
     """Say what an unclear ticket is about, or propose it to a person."""
     opinion = await _predicted(models().specialist, ticket)
-    _explain(ctx, opinion, NETWORKS)
+    _decide(ctx, opinion, NETWORKS, threshold=models().specialist_threshold)
     if opinion.confidence < models().specialist_threshold:
         # What a person approves is that person's answer. How sure we were stands beside the proposal.
         return Label(opinion.label)
@@ -78,5 +79,19 @@ async def _predicted(predict: Callable[[str], Opinion], ticket: Ticket) -> Opini
     return await asyncio.to_thread(predict, ticket.text)
 
 
-def _explain(ctx: Context, opinion: Opinion, model: str) -> None:
-    ctx.explain(confidence=opinion.confidence, reason=f"reads like {opinion.label}", model=model)
+def _decide(ctx: Context, opinion: Opinion, model: str, *, threshold: float) -> None:
+    """Put on record what the ticket was taken for, and whether that is sure enough to settle it."""
+    ctx.explain(
+        confidence=opinion.confidence,
+        reason=f"reads like {opinion.label}",
+        model=model,
+        model_digest=models_digest(),
+    )
+    is_settled = opinion.confidence >= threshold
+    told = "sure enough" if is_settled else "passed on"
+    ctx.decide(
+        opinion.label if is_settled else PASSED_ON,
+        reason=f"reads like {opinion.label}; {told}, {threshold:.2f} settles it",
+        confidence=opinion.confidence,
+        inputs={"label": opinion.label, "threshold": round(threshold, 4)},
+    )

@@ -1,5 +1,6 @@
 """The models that a peer of the desk uses, loaded once."""
 
+import hashlib
 import logging
 import time
 from functools import cache
@@ -38,3 +39,9 @@ def models() -> Ladder:
         "%s is not set: trained on the shipped example tickets in %.1f s", MODELS_FILE, time.monotonic() - began
     )
     return ladder
+
+
+@cache
+def models_digest() -> str:
+    """What tells these models from others: the digest of their file, or of the tickets they are trained on here."""
+    return hashlib.sha256((models_file() or SHIPPED_TICKETS).read_bytes()).hexdigest()[:32]

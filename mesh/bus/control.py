@@ -84,6 +84,17 @@ async def paused(bus: Bus, capability: str) -> Pause | None:
     return None if stored is None or is_deleted(stored.headers) else wire.decode(Pause, stored.data)
 
 
+async def pauses(bus: Bus) -> dict[str, Pause]:
+    """The pauses that stand, by capability."""
+    found: dict[str, Pause] = {}
+    wanted = bus.subjects.control_record(grammar.key_pause("*"))
+    async for stored in read_range(bus, bus.subjects.control_stream, wanted):
+        capability = grammar.parse_pause(bus.subjects.control_key(stored.subject))
+        if capability is not None and not is_deleted(stored.headers):
+            found[capability] = wire.decode(Pause, stored.data)
+    return found
+
+
 async def set_limit(bus: Bus, resource: str, limit: Limit) -> None:
     """Record how much of a resource all peers together may use, in place of what was set before. Safe to repeat.
 

@@ -5,6 +5,7 @@ It needs an operator's rights: information about streams and all their consumers
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from mesh.bus import control, topology
 from mesh.bus.connection import Bus
 from mesh.bus.queues import bound_of
 from mesh.bus.records import unix
-from mesh.bus.replies import ApiError
+from mesh.bus.replies import NO_MESSAGE_FOUND, ApiError
 from mesh.bus.topology import Difference, Spec
 from mesh.errors import BusUnavailable, ContractError, PublishUnconfirmed
 
@@ -62,6 +63,10 @@ class Queue:
     is_paused: bool
     bound: int = 0
     """How many may wait; 0 for no bound."""
+    oldest: str = ""
+    """The task that was stored first and is not over nor parked, as `<capability>/<id>`; empty where there is none."""
+    oldest_s: float = 0.0
+    """How long ago that was, by the server's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,14 @@ async def consumers(bus: Bus, bounds: Mapping[str, int] = NO_BOUNDS) -> list[Spe
     return wanted
 
 
+async def parked(bus: Bus) -> dict[str, int]:
+    """How many tasks are parked, by capability, of at most 100,000."""
+    found = Counter(
+        bus.subjects.capability_of(subject) for subject in await topology.queued(bus, bus.subjects.parks_of())
+    )
+    return dict(found)
+
+
 async def _api_level(bus: Bus) -> int | None:
     try:
         level = (await bus.api("INFO")).get("api", {}).get("level", 0)
@@ -145,7 +158,13 @@ async def _api_level(bus: Bus) -> int | None:
 
 
 async def _queue(bus: Bus, spec: Spec, info: dict[str, Any]) -> Queue:
-    capability = spec.name.partition("@")[0]
+    capability, _, lane = spec.name.partition("@")
+    oldest, oldest_s = "", 0.0
+    if info["num_pending"] + info["num_ack_pending"]:
+        first = await _first(bus, bus.subjects.tasks_of(capability, lane))
+        if first is not None:
+            address = bus.subjects.parse(first["subject"])
+            oldest, oldest_s = f"{capability}/{address.id}", max(0.0, unix(info["ts"]) - unix(first["time"]))
     return Queue(
         name=spec.name,
         capability=capability,
@@ -153,7 +172,21 @@ async def _queue(bus: Bus, spec: Spec, info: dict[str, Any]) -> Queue:
         in_flight=info["num_ack_pending"],
         is_paused=await control.paused(bus, capability) is not None,
         bound=bound_of(info["config"]),
+        oldest=oldest,
+        oldest_s=oldest_s,
     )
+
+
+async def _first(bus: Bus, filter_subject: str) -> dict[str, Any] | None:
+    """The oldest message that a filter matches, or None where there is none any more."""
+    try:
+        found = await bus.api(f"STREAM.MSG.GET.{bus.subjects.stream}", {"seq": 1, "next_by_subj": filter_subject})
+    except ApiError as error:
+        if error.code == NO_MESSAGE_FOUND:
+            return None
+        raise
+    message: dict[str, Any] = found["message"]
+    return message
 
 
 def _stream(info: dict[str, Any], asked_at: float, answered_at: float) -> Stream:

@@ -23,10 +23,14 @@ PRIORITY_GROUP = "slots"
 TIMEKEEPER = "timekeeper"
 NANOS = 1_000_000_000
 APPEARS_WITHIN_S = 10.0
+EVENTS_MAX = 500_000
+"""Each is on a subject of its own, which the server keeps in memory."""
+PAST_ALL_SUBJECTS = 2**31 - 1
+"""A page of subjects that is empty, and says how many there are."""
 
 # Operators may tune these; everything else in a spec carries a promise.
 _TUNABLE = frozenset(
-    {"max_bytes", "max_msgs", "num_replicas", "ack_wait", "max_ack_pending", "max_waiting", "metadata"}
+    {"max_bytes", "max_msgs", "max_age", "num_replicas", "ack_wait", "max_ack_pending", "max_waiting", "metadata"}
 )
 
 
@@ -70,7 +74,7 @@ class Ensured:
 
 
 def streams(settings: Settings) -> tuple[Spec, ...]:
-    """The streams of a mesh: tasks and records, control records, timers, lines, limits, objects."""
+    """The streams of a mesh: tasks and records, control records, timers, lines, limits, objects, events."""
     subjects = settings.subjects
     source, destination = subjects.result_echo
     control_source, control_destination = subjects.control_echo
@@ -178,7 +182,24 @@ def streams(settings: Settings) -> tuple[Spec, ...]:
             "num_replicas": settings.replicas,
         },
     )
-    return mesh, control, timers, lines, limits, objects
+    events = Spec(
+        "stream",
+        subjects.event_stream,
+        subjects.event_stream,
+        {
+            "subjects": [subjects.events],
+            "retention": "limits",
+            "storage": "file",
+            # What happened is history: it makes room for what happens, and no publisher waits for it.
+            "discard": "old",
+            "allow_direct": True,
+            "max_bytes": settings.events_bytes_max,
+            "max_msgs": EVENTS_MAX,
+            "max_age": int(settings.events_ttl_s * NANOS),
+            "num_replicas": settings.replicas,
+        },
+    )
+    return mesh, control, timers, lines, limits, objects, events
 
 
 def timekeeper(settings: Settings) -> Spec:
@@ -289,6 +310,14 @@ async def queued(bus: Bus, filter_subject: str) -> dict[str, int]:
     """Subjects of the mesh's stream that a filter matches, at most 100,000, each with its messages."""
     info = await bus.api(f"STREAM.INFO.{bus.subjects.stream}", {"subjects_filter": filter_subject})
     return info["state"].get("subjects") or {}
+
+
+async def count(bus: Bus, filter_subject: str) -> int:
+    """How many subjects of the mesh's stream a filter matches, however many; the server does not list them."""
+    info = await bus.api(
+        f"STREAM.INFO.{bus.subjects.stream}", {"subjects_filter": filter_subject, "offset": PAST_ALL_SUBJECTS}
+    )
+    return int(info.get("total", 0))
 
 
 async def unserved(bus: Bus, *, capabilities_max: int) -> dict[str, int]:

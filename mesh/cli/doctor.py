@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 import urllib.request
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,19 @@ import typer
 from mesh.cli import console
 from mesh.cli.capacity import Load, Prediction, predict
 from mesh.cli.console import AsJson
-from mesh.cli.findings import DEFAULT_SYNC_S, Clock, Drift, Facts, Finding, Level, PeerFact, Sync, judge
+from mesh.cli.findings import (
+    DEFAULT_SYNC_S,
+    Clock,
+    Drift,
+    Facts,
+    Finding,
+    Inbox,
+    Level,
+    OpenBreaker,
+    PeerFact,
+    Sync,
+    judge,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -107,6 +120,10 @@ async def gather(bus: "Bus", sync: Sync | None) -> Facts:
         peers=peers,
         queues=streams.queues,
         unserved=await topology.unserved(bus, capabilities_max=UNSERVED_MAX),
+        timeouts_s=_timeouts_s(described),
+        parked=await survey.parked(bus),
+        breakers=await _open_breakers(bus),
+        inbox=await _inbox(bus),
         dead_letters=(await census(bus)).letters,
     )
 
@@ -120,6 +137,34 @@ def queue_bounds(peers: "Iterable[Described]", *, default: int) -> dict[str, int
                 bound = capability.queue_max or default
                 bounds[capability.name] = min(bound, bounds.get(capability.name, bound))
     return bounds
+
+
+def _timeouts_s(peers: "Iterable[Described]") -> dict[str, float]:
+    """How long an attempt may take, the longest where peers differ."""
+    found: dict[str, float] = {}
+    for peer in peers:
+        for card in peer.cards:
+            for capability in card.capabilities:
+                found[capability.name] = max(capability.timeout_s, found.get(capability.name, 0.0))
+    return found
+
+
+async def _open_breakers(bus: "Bus") -> tuple[OpenBreaker, ...]:
+    from mesh.bus import control
+
+    now, changes = time.time(), await control.breakers(bus)
+    return tuple(
+        OpenBreaker(name, str(change.state), max(0.0, now - change.at), change.reason)
+        for name, change in changes.items()
+        if change.state != "closed"
+    )
+
+
+async def _inbox(bus: "Bus") -> Inbox:
+    from mesh.inbox import read_inbox
+
+    waiting = [question.asked_at for question in await read_inbox(bus) if question.is_open]
+    return Inbox(len(waiting), max(0.0, time.time() - min(waiting))) if waiting else Inbox()
 
 
 async def _sync(bus: "Bus", monitor_url: str | None) -> Sync | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from mesh.cli.console import length
+
 if TYPE_CHECKING:
     # At run time it would load the NATS client into `mesh --help`.
     from mesh.bus.survey import Queue, Stream
@@ -22,7 +24,11 @@ ROUND_TRIP_PROBLEM_S: Final = 1.0
 SYNC_WARNING_S: Final = 10.0
 REPLICAS_SAFE: Final = 3
 QUEUE_WARNING: Final = 0.8
+OLD_AFTER_S: Final = 600.0
+"""A task that is not over this long after its handler's timeout is told of."""
+INBOX_WARNING_S: Final = 3_600.0
 DEFAULT_SYNC_S: Final = 120.0
+SHOWN: Final = 3
 
 
 class Level(StrEnum):
@@ -76,6 +82,24 @@ class PeerFact:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenBreaker:
+    """A circuit breaker that lets no call pass, or only probes."""
+
+    name: str
+    state: str
+    for_s: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """What waits for people."""
+
+    waiting: int = 0
+    oldest_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything that was learned about a mesh."""
 
@@ -93,6 +117,12 @@ class Facts:
     peers: tuple[PeerFact, ...] = ()
     queues: "tuple[Queue, ...]" = ()
     unserved: Mapping[str, int] = field(default_factory=dict)
+    timeouts_s: Mapping[str, float] = field(default_factory=dict)
+    """How long an attempt may take, by capability, as the live peers say."""
+    parked: Mapping[str, int] = field(default_factory=dict)
+    """Tasks that wait for others, for a time or for a signal, by capability."""
+    breakers: tuple[OpenBreaker, ...] = ()
+    inbox: Inbox = Inbox()
     dead_letters: int = 0
 
 
@@ -107,6 +137,9 @@ def judge(facts: Facts) -> list[Finding]:
         *clocks(facts.clocks),
         *peers(facts),
         *queues(facts),
+        *old(facts),
+        *breakers(facts.breakers),
+        *waits(facts),
         *letters(facts),
     ]
 
@@ -292,6 +325,60 @@ def queues(facts: Facts) -> Iterator[Finding]:
     if is_fine:
         waiting = sum(queue.waiting for queue in facts.queues)
         yield Finding("queues", Level.OK, f"every queue is served, with {_tasks(waiting)} waiting")
+
+
+def old(facts: Facts) -> Iterator[Finding]:
+    """Tasks that should be over by now."""
+    is_fine = True
+    for queue in facts.queues:
+        if queue.oldest_s > facts.timeouts_s.get(queue.capability, 0.0) + OLD_AFTER_S:
+            is_fine = False
+            yield Finding(
+                "stuck",
+                Level.WARNING,
+                f"{queue.oldest} waits in {queue.name}, or runs, for {length(queue.oldest_s)}",
+                f"`mesh status {queue.oldest}` says which; `mesh trace {queue.oldest}` shows what it did",
+            )
+    if is_fine:
+        oldest = max(facts.queues, key=lambda queue: queue.oldest_s, default=None)
+        if oldest is None or not oldest.oldest:
+            yield Finding("stuck", Level.OK, "nothing is queued or runs")
+        else:
+            yield Finding("stuck", Level.OK, f"the oldest task, {oldest.oldest}, is {length(oldest.oldest_s)} old")
+
+
+def breakers(found: Iterable[OpenBreaker]) -> Iterator[Finding]:
+    """Work that is held back because something it needs fails."""
+    is_fine = True
+    for breaker in found:
+        is_fine = False
+        why = f": {breaker.reason}" if breaker.reason else ""
+        yield Finding(
+            "breakers",
+            Level.WARNING,
+            f"{breaker.name} is {breaker.state} for {length(breaker.for_s)}{why}",
+            "what needs it stays queued; see to what it guards, then it closes by itself",
+        )
+    if is_fine:
+        yield Finding("breakers", Level.OK, "none is open")
+
+
+def waits(facts: Facts) -> Iterator[Finding]:
+    """What waits for something outside: a child, a time, a signal, a person."""
+    parked, inbox = sum(facts.parked.values()), facts.inbox
+    text = f"{_tasks(parked)} parked"
+    if parked:
+        most = sorted(facts.parked.items(), key=lambda item: -item[1])
+        text += f" ({', '.join(f'{capability} {count:,}' for capability, count in most[:SHOWN])})"
+    if not inbox.waiting:
+        yield Finding("waits", Level.OK, f"{text}, nothing waits for a person")
+        return
+    people = "1 proposal waits" if inbox.waiting == 1 else f"{inbox.waiting:,} proposals wait"
+    text += f"; {people} for a person, the oldest for {length(inbox.oldest_s)}"
+    is_late = inbox.oldest_s > INBOX_WARNING_S
+    yield Finding(
+        "waits", Level.WARNING if is_late else Level.OK, text, "`mesh inbox ls` lists them" if is_late else ""
+    )
 
 
 def letters(facts: Facts) -> Iterator[Finding]:

@@ -30,6 +30,8 @@ class Offer:
     version: str
     owner: str
     loads: "tuple[Load, ...]"
+    queue_max: int = 0
+    """How many tasks may wait in each lane; 0 for the mesh's default. The least where peers differ."""
 
 
 def agents(
@@ -99,12 +101,15 @@ def _order(capability: str, *, is_paused: bool, reason: str, as_json: bool) -> N
 def offers(peers: "Iterable[Described]") -> "list[Offer]":
     """What the peers can be asked for together: one offer for each capability of each agent and version."""
     found: dict[tuple[str, str, str, str], list[Load]] = {}
+    bounds: dict[tuple[str, str, str, str], int] = {}
     for peer in peers:
         for card in peer.cards:
             for capability in card.capabilities:
                 if (load := peer.beat.load.get(capability.name)) is not None:
-                    found.setdefault((capability.name, card.name, card.version, card.owner), []).append(load)
-    return [Offer(*key, tuple(loads)) for key, loads in sorted(found.items())]
+                    key = (capability.name, card.name, card.version, card.owner)
+                    found.setdefault(key, []).append(load)
+                    bounds[key] = min(filter(None, (bounds.get(key), capability.queue_max)), default=0)
+    return [Offer(*key, tuple(loads), bounds[key]) for key, loads in sorted(found.items())]
 
 
 def _print(peers: "list[Described]") -> None:
@@ -124,7 +129,7 @@ def _print(peers: "list[Described]") -> None:
     )
     print()
     _table(
-        ("capability", "agent", "owner", "peers", "running", "bids", "mean run"),
+        ("capability", "agent", "owner", "peers", "running", "bids", "mean run", "queue max"),
         [
             (
                 _name(offer),
@@ -134,6 +139,7 @@ def _print(peers: "list[Described]") -> None:
                 _running(offer.loads),
                 _span([load.bid for load in offer.loads]),
                 console.length(sum(load.service_s for load in offer.loads) / len(offer.loads)),
+                f"{offer.queue_max:,}" if offer.queue_max else "default",
             )
             for offer in offers(peers)
         ],
@@ -167,4 +173,4 @@ def _span(bids: list[int]) -> str:
     return str(min(bids)) if min(bids) == max(bids) else f"{min(bids)}-{max(bids)}"
 
 
-_NUMBERS = ("peers", "running", "bids", "mean run")
+_NUMBERS = ("peers", "running", "bids", "mean run", "queue max")

@@ -83,7 +83,7 @@ def ls(as_json: AsJson = False) -> None:
     async def main() -> list[Use]:
         async with console.connected() as bus:
             await console.check_made(bus)
-            return await _uses(bus)
+            return await uses_of(bus)
 
     found = console.run(main())
     if as_json:
@@ -125,7 +125,8 @@ def told(limit: "Limit") -> str:
     return ", ".join(parts) + burst
 
 
-async def _uses(bus: "Bus") -> list[Use]:
+async def uses_of(bus: "Bus") -> list[Use]:
+    """Every resource that has a limit or is in use, by name."""
     from mesh.bus import control, topology
     from mesh.bus.limits import in_use
 

@@ -13,15 +13,20 @@ from mesh.cli.breaker import breaker
 from mesh.cli.chaos import chaos
 from mesh.cli.contracts import contracts
 from mesh.cli.dead import dead
+from mesh.cli.decisions import decisions
 from mesh.cli.demo import demo
 from mesh.cli.demo_agent import demo_agent
 from mesh.cli.doctor import doctor
+from mesh.cli.events import events
 from mesh.cli.fleet import agents, pause, resume
 from mesh.cli.inbox import inbox
 from mesh.cli.limits import limits
+from mesh.cli.map import map_
+from mesh.cli.report import report
 from mesh.cli.schedule import schedule
 from mesh.cli.serve import run as run_peer
 from mesh.cli.tasks import cancel, result, signal, status, submit
+from mesh.cli.top import top
 from mesh.cli.trace import trace
 from mesh.cli.up import up
 
@@ -96,12 +101,17 @@ app.command(rich_help_panel=TASKS)(signal)
 app.command(rich_help_panel=TASKS)(cancel)
 app.add_typer(schedule, rich_help_panel=TASKS)
 app.add_typer(inbox, rich_help_panel=FLEET)
+app.command(rich_help_panel=FLEET)(top)
 app.command(rich_help_panel=FLEET)(agents)
+app.command("map", rich_help_panel=FLEET)(map_)
+app.command(rich_help_panel=FLEET)(report)
 app.command(rich_help_panel=FLEET)(pause)
 app.command(rich_help_panel=FLEET)(resume)
 app.add_typer(breaker, rich_help_panel=FLEET)
 app.add_typer(limits, rich_help_panel=FLEET)
 app.add_typer(dead, rich_help_panel=FLEET)
+app.command(rich_help_panel=FLEET)(events)
+app.command(rich_help_panel=FLEET)(decisions)
 app.command(rich_help_panel=FLEET)(doctor)
 app.add_typer(contracts, rich_help_panel=FLEET)
 app.add_typer(chaos, rich_help_panel=FLEET)

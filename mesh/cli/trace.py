@@ -11,6 +11,7 @@ from typing_extensions import TypeIs
 from contracts.subjects import Identity
 from mesh.cli import console
 from mesh.cli.console import AsJson, ahead, clock, length, one_line
+from mesh.cli.events import decision_words
 
 if TYPE_CHECKING:
     from rich.tree import Tree as RichTree
@@ -282,6 +283,8 @@ def _leaf_words(leaf: "Leaf", now: float) -> str:
             return f"escalated to {leaf.name}{why}{sure}"
         case Mark.VERIFICATION:
             return f"answered, for its verifiers to judge{why}{sure}"
+        case Mark.DECISION if leaf.decision is not None:
+            return f"decided {decision_words(leaf.decision)}"
         case Mark.UNDOING:
             return f"ends {leaf.name}, once all it did is undone"
         case Mark.ATTEMPT_FAILED | Mark.THROTTLED:

@@ -8,6 +8,7 @@ import msgspec
 from tenacity import RetryCallState, Retrying
 from tenacity.wait import wait_base, wait_exponential, wait_random
 
+from contracts.decision import Decision
 from contracts.outcome import AttemptEnded, Ended, Failure, FailureKind
 
 DEFAULT_WAIT: wait_base = wait_exponential(multiplier=0.5, max=60.0) + wait_random(0.0, 0.5)
@@ -73,6 +74,12 @@ class Ledger:
     def last_failure(self) -> Failure | None:
         failures = [end.failure for _, end in sorted(self.ended, key=lambda item: item[0]) if end.failure is not None]
         return failures[-1] if failures else None
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What the last attempt that decided anything had decided when it ended."""
+        decided = [end.decisions for _, end in sorted(self.ended, key=lambda item: item[0]) if end.decisions]
+        return decided[-1] if decided else ()
 
     @property
     def retry_at(self) -> float:

@@ -34,7 +34,7 @@ from mesh.runtime import traced
 from mesh.runtime.handling import TIMEOUT_SLACK_S, UNDO_SHARE, Handling, answer, failed
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.turn import check_order, look_at_line, parks_for_turn
-from mesh.runtime.verdict import Answer, Answered, HandBack, Parked, Superseded, Verdict
+from mesh.runtime.verdict import Answer, Answered, HandBack, Parked, Reason, Superseded, Verdict
 from mesh.telemetry import logs
 from mesh.workflow.closing import CLOSING
 from mesh.workflow.durable import SAGA
@@ -80,12 +80,13 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
             attempt.metrics.redeliveries.inc()
         # A wake's run is on record, so that without a record nobody runs it.
         may_run = ledger.is_last_open and (ledger.last > 0 or not attempt.is_wake)
-        if may_run and (owner := await _owner(host, attempt)):
-            return HandBack(f"running on {owner}", delay_s=host.settings.ack_wait_s)
+        if may_run and await _owner(host, attempt):
+            return HandBack(Reason.RUNNING, delay_s=host.settings.ack_wait_s)
         if (wait := ledger.due_in_s(time.time())) > 0.05:
-            return HandBack("its retry is not due", delay_s=wait)
+            return HandBack(Reason.NOT_DUE, delay_s=wait)
 
     attempt.number = ledger.last + 1
+    attempt.decided_before = ledger.decisions
     logs.of_task(attempt.identity.capability, attempt.identity.id, attempt.number)
     attempt.is_early = in_line(attempt.identity) is not None
     as_type: ContentType = "application/json"
@@ -144,7 +145,7 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
     traced.begin(host, attempt, ledger)
     is_on_record = attempt.number > 1 or attempt.is_wake or was_parked or capability.limits.attempts == 1
     if is_on_record and not await _begin(host, attempt, ledger):
-        return HandBack("another peer began the same attempt", delay_s=host.settings.ack_wait_s / 4)
+        return HandBack(Reason.BEGUN, delay_s=host.settings.ack_wait_s / 4)
     if history.failed is not None:
         # Undoing that kills its peer is met here again; undoing that only fails ends in `undo`.
         spent = spent_attempts(ledger, UNDO_SHARE * capability.limits.attempts)
@@ -205,7 +206,7 @@ async def _known(host: Host, attempt: Attempt) -> Verdict | None:
         if delivery.delivered >= NO_PARK_TRIES:
             # Its records have expired: there is nothing left to wake.
             return Superseded()
-        return HandBack("woken without a park", delay_s=NO_PARK_AGAIN_S)
+        return HandBack(Reason.NO_PARK, delay_s=NO_PARK_AGAIN_S)
     return Superseded() if park is not None and not attempt.is_wake else None
 
 
@@ -232,6 +233,8 @@ async def _begin(host: Host, attempt: Attempt, ledger: Ledger) -> bool:
         return False
     if ledger.crashes:
         await host.tell(EventKind.TAKEN_OVER, attempt.identity)
+    elif attempt.is_wake:
+        await host.tell(EventKind.WOKEN, attempt.identity)
     return True
 
 

@@ -153,6 +153,7 @@ class Breakers:
         """Tell everybody of what was decided here."""
         if changed is None:
             return
+        kept.metrics.changed(changed)
         for_s = max(0.0, kept.breaker.due_at - time.monotonic()) if changed is State.OPEN else 0.0
         self._fibers.create_task(self._tell(kept, kept.breaker.era, changed, for_s))
         self._changed(kept)
@@ -180,7 +181,7 @@ class Breakers:
         open_ = [name for name in names if self._of(name).breaker.state is not State.CLOSED]
         if not open_:
             # Its handler will say so again; it may be another one by then.
-            del self._held[capability]
+            self._held.pop(capability, None)
         return tuple(sorted(open_))
 
     def room(self, capability: str) -> int | None:
@@ -287,6 +288,7 @@ class Breakers:
             # Somebody decided otherwise while this was under way.
             return True
         kept.breaker.leased(time.monotonic() + lease_s)
+        kept.metrics.changed(State.HALF_OPEN)
         self._changed(kept)
         return True
 

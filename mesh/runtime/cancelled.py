@@ -28,7 +28,7 @@ from mesh.bus.records import read_many
 from mesh.capability import Capability
 from mesh.errors import PublishRejected
 from mesh.runtime.host import Host, own_ttl_s
-from mesh.runtime.turn import submitted_as
+from mesh.runtime.turn import lineage_of, submitted_as
 
 log = logging.getLogger("mesh.runtime")
 
@@ -110,6 +110,8 @@ class Cancelled:
                 log.error("%s is cancelled and cannot be answered: %s", task, error)
                 return
             if standing is None:
-                host.metrics.of(capability.name, capability.agent.version).tasks[Status.CANCELLED].inc()
+                metrics = host.metrics.of(capability.name, capability.decided_by)
+                metrics.tasks[Status.CANCELLED].inc()
+                metrics.called(lineage_of(waiting.headers))
                 await host.tell(EventKind.CANCELLED, task)
                 await wake_next(host.bus, task)

@@ -28,7 +28,7 @@ from mesh.errors import BreakerOpen, BusUnavailable, Overloaded, Transient
 from mesh.resilience.classify import Meaning, Rules, classify
 from mesh.resilience.retry import Ledger, spent_throttles, throttled_wait_s, wait_s
 from mesh.runtime.host import Attempt, Host
-from mesh.runtime.verdict import Answer, HandBack, Park, Retry, Verdict
+from mesh.runtime.verdict import Answer, HandBack, Park, Reason, Retry, Verdict
 from mesh.telemetry.tracing import carried
 from mesh.workflow.closing import CLOSING, closing_of, conclude, value_to_close
 from mesh.workflow.durable import DurableContext, Unwinding
@@ -64,6 +64,7 @@ class Handling:
         self._argument = argument
         self._ledger = ledger
         self._is_first = is_first
+        self._stopped_s = 0.0
         self._capability = attempt.capability
 
     @property
@@ -80,6 +81,7 @@ class Handling:
         if attempt.number == 1:
             self.host.retries.attempted(time.monotonic())
         verdict: Verdict
+        began = time.perf_counter()
         try:
             async with self._scope() as attempt.scope:
                 if isinstance(context, BlockingContext):
@@ -96,6 +98,7 @@ class Handling:
             if is_failure and not (self._is_parked() or self._is_overtaken()):
                 attempt.span.failed(error)
         finally:
+            self._count(time.perf_counter() - began)
             await self._close()
         # A handler may have swallowed its cancellation and returned something: it is not its answer.
         if self._is_overtaken():
@@ -113,6 +116,7 @@ class Handling:
         context = attempt.context = self._context(is_unwinding=True)
         assert isinstance(context, DurableContext), "only what is on record is undone"
         attempt.started_at = attempt.started_at or time.time()
+        began = time.perf_counter()
         try:
             async with self._scope() as attempt.scope:
                 with contextlib.suppress(Unwinding, Exception, BaseExceptionGroup):
@@ -132,6 +136,7 @@ class Handling:
                 return Retry(failure, wait_s(self._capability.limits.wait, used))
             return self.give_up_undoing(outcome, failure)
         finally:
+            self._count(time.perf_counter() - began)
             await self._close()
         return answer(self.host, attempt, outcome=outcome)
 
@@ -162,6 +167,7 @@ class Handling:
                 outcome = msgspec.structs.replace(said.outcome, sends=sends, v=v)
                 closing = msgspec.structs.replace(said, outcome=outcome)
         context.has_records = True
+        context.decisions = list(closing.outcome.decisions)
         closing = await whole_closing(bus, context.identity, closing)
         outcome = await conclude(capability, closing, context, payload, hops_max=self.host.settings.hops_max)
         return answer(self.host, self.attempt, outcome=outcome)
@@ -191,11 +197,11 @@ class Handling:
                 return answer(self.host, attempt, failure=failure)
         elif isinstance(error, Overloaded):
             # Backpressure is no failure of the task: it comes again when there may be room.
-            return HandBack("overloaded", delay_s=error.retry_after_s, is_recorded=True)
+            return HandBack(Reason.OVERLOADED, delay_s=error.retry_after_s, is_recorded=True)
         elif isinstance(error, BreakerOpen):
             if error.breaker:
                 self.host.breakers.hold(self._capability.name, error.breaker)
-            return HandBack("breaker open", delay_s=min(BREAKER_AGAIN_S, error.retry_after_s), is_recorded=True)
+            return HandBack(Reason.BREAKER, delay_s=min(BREAKER_AGAIN_S, error.retry_after_s), is_recorded=True)
         elif meaning.is_final:
             return answer(self.host, attempt, failure=failed(meaning.kind, error, meaning.told))
         else:
@@ -207,7 +213,7 @@ class Handling:
             )  # fmt: skip
         if attempt.guarded.failed_probe:
             # It was let through to try whether the others may go.
-            return HandBack("probe failed", is_recorded=True)
+            return HandBack(Reason.PROBE_FAILED, is_recorded=True)
         if meaning.is_throttled:
             return self._throttled(failure, meaning.after_s)
         return self._after_failure(failure, meaning.after_s)
@@ -284,6 +290,9 @@ class Handling:
             keep_until=attempt.keep_until(host.settings),
             payload=attempt.payload,
             steps=attempt.metrics.steps,
+            handoffs=attempt.metrics.handoffs,
+            escalations=attempt.metrics.escalations,
+            tell=host.tell,
             is_unwinding=is_unwinding,
             span=attempt.span,
             **common,
@@ -322,7 +331,7 @@ class Handling:
         return self.attempt.flow is not None and self.attempt.flow.is_overtaken
 
     def _hand_over(self) -> HandBack:
-        return HandBack("overtaken by another run", delay_s=self.host.settings.ack_wait_s, is_recorded=True)
+        return HandBack(Reason.OVERTAKEN, delay_s=self.host.settings.ack_wait_s, is_recorded=True)
 
     def _on_waiting(self, is_waiting: bool) -> None:
         self._speak(is_waiting)
@@ -345,16 +354,24 @@ class Handling:
         if scope is None or scope.expired() or (ends_at := scope.when()) is None:
             yield
             return
-        left_s = ends_at - loop.time()
+        stopped_at = loop.time()
+        left_s = ends_at - stopped_at
         scope.reschedule(deadline_at)
         self._speak(True)
         try:
             yield
         finally:
+            self._stopped_s += loop.time() - stopped_at
             self._speak(False)
             if not scope.expired() and not attempt.is_cancelled:
                 ends_at = loop.time() + left_s
                 scope.reschedule(ends_at if deadline_at is None else min(ends_at, deadline_at))
+
+    def _count(self, ran_s: float) -> None:
+        """Take note of how long the handler ran, and how long of that it was at work."""
+        attempt = self.attempt
+        attempt.ran_s += ran_s
+        attempt.handler_s += attempt.flow.held_s if attempt.flow is not None else ran_s - self._stopped_s
 
     async def _close(self) -> None:
         if isinstance(self.attempt.context, DurableContext):
@@ -390,9 +407,13 @@ def answer(
             confidence=context.confidence if context is not None else None,
             reason=context.reason if context is not None else "",
             spent=context.spent_total if context is not None else None,
+            # One that ended without a value may have been decided about by an earlier run only.
+            decisions=attempt.decided_here if failure is None and status is None else attempt.decisions,
         )
-    elif context is not None and context.spent_total is not None and outcome.spent is None:
-        outcome = msgspec.structs.replace(outcome, spent=context.spent_total)
+    else:
+        if context is not None and context.spent_total is not None and outcome.spent is None:
+            outcome = msgspec.structs.replace(outcome, spent=context.spent_total)
+        outcome = msgspec.structs.replace(outcome, decisions=outcome.decisions or attempt.decisions)
     return Answer(
         msgspec.structs.replace(
             outcome,

@@ -1,16 +1,16 @@
 """What all capabilities of one peer share."""
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from contracts import wire
 from contracts.control import Runs, WhoRuns
-from contracts.event import Event, EventKind
+from contracts.decision import Decision, dated
+from contracts.event import EventKind
 from contracts.objects import Kept
 from contracts.subjects import SESSION, Identity, in_line
 from contracts.task import Sender, Task
@@ -24,8 +24,10 @@ from mesh.capability import Capability
 from mesh.context import BlockingContext, Context
 from mesh.errors import BusUnavailable, PublishUnconfirmed
 from mesh.resilience.budget import RetryBudget
+from mesh.runtime.answered import Answered
 from mesh.runtime.breakers import Breakers, Guarded
 from mesh.runtime.controls import Controls
+from mesh.runtime.events import Events
 from mesh.runtime.heartbeat import Heartbeat
 from mesh.runtime.lag import Lag
 from mesh.scheduling.bids import Offer
@@ -35,8 +37,6 @@ from mesh.telemetry.tracing import NO_SPAN, OFF, Span, Tracing
 from mesh.workflow.durable import DurableContext, Services
 from mesh.workflow.flow import Flow
 from mesh.workflow.slots import Slot
-
-log = logging.getLogger("mesh.runtime")
 
 NOTHING_TRUSTED = 2**63
 FINISHED_PARTS_MAX = 10_000
@@ -79,6 +79,14 @@ class Attempt:
     is_early: bool = False
     """Whether it stands in a line, and it is not known that its turn has come."""
     guarded: Guarded = field(default_factory=Guarded)
+    decided_before: tuple[Decision, ...] = ()
+    """What the last run that is on record had decided when it ended."""
+    slot_at: float = 0.0
+    """When it had its slot, by the clock of `time.perf_counter`; 0 before."""
+    ran_s: float = 0.0
+    """How long its handler ran, waits included."""
+    handler_s: float = 0.0
+    """How much of that it held its slot, and did not wait for its turn at a limit."""
     span: Span = NO_SPAN
     """The run's, from just before its handler runs until the delivery is settled."""
     mark: Mark | None = None
@@ -93,6 +101,16 @@ class Attempt:
     def kept(self) -> Kept | None:
         """Where the payload is, if it does not travel in the task's message."""
         return readable_payload(self.delivery.headers, self.delivery.payload, self.identity)
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What its handler decided, in the runs that are known here."""
+        return self.decided_here or self.decided_before
+
+    @property
+    def decided_here(self) -> tuple[Decision, ...]:
+        """What the run in this peer decided; what an earlier one decided, too, has the time that it had."""
+        return dated(self.context.decisions, self.decided_before) if self.context is not None else ()
 
     @property
     def held_s(self) -> float:
@@ -169,11 +187,12 @@ class Host:
     breakers: Breakers
     heartbeat: Heartbeat
     services: Services
-    publish_event: Callable[[Event], Awaitable[None]]
+    events: Events
     offers_of: Callable[[str], Iterable[Offer]]
     """What other peers that take work of a capability offer, as they told lately."""
     tracing: Tracing = OFF
     lag: Lag = field(default_factory=Lag)
+    answered: Answered = field(default_factory=Answered)
     waiting: OrderedDict[Identity, Attempt] = field(default_factory=OrderedDict)
     """Those of `running` that wait and hold no slot, the longest wait first."""
     is_draining: bool = False
@@ -232,19 +251,8 @@ class Host:
         return tuple(finished.parts) if finished is not None and finished.attempt == attempt else ()
 
     async def tell(self, kind: EventKind, task: Identity | None = None, detail: str = "") -> None:
-        """Publish a lifecycle event, if somebody can hear it."""
-        event = Event(
-            kind=kind,
-            at=time.time(),
-            peer=self.peer,
-            capability=task.capability if task else "",
-            id=task.id if task else "",
-            detail=detail,
-        )
-        try:
-            await self.publish_event(event)
-        except Exception as error:  # noqa: BLE001  # an event nobody stores must not fail a task
-            log.debug("event %s not published: %s", kind, error)
+        """Publish a lifecycle event; see `mesh.runtime.events`."""
+        await self.events.tell(kind, task, detail)
 
     def cancel_running(self) -> None:
         """End what runs here and was cancelled meanwhile."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
@@ -25,7 +26,7 @@ from mesh.runtime.handling import TIMEOUT_SLACK_S
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.offering import Offering
 from mesh.runtime.settle import settle
-from mesh.runtime.verdict import Answer, HandBack, Verdict
+from mesh.runtime.verdict import Answer, HandBack, Reason, Verdict
 from mesh.scheduling.service import ServiceTimes
 from mesh.workflow.slots import Slot, Slots
 
@@ -44,7 +45,7 @@ class Intake:
         self.capability = capability
         self.queue_depth = 0
         self._host = host
-        self._metrics = host.metrics.of(capability.name, capability.agent.version)
+        self._metrics = host.metrics.of(capability.name, capability.decided_by)
         agent = capability.agent
         self._me = Sender(agent=agent.name, role=agent.role, version=agent.version, peer=host.peer)
         self._slots = Slots(capability.limits.concurrency, on_free=lambda: self.offering.look_again())
@@ -74,6 +75,7 @@ class Intake:
         return self._host.controls.is_paused(self.capability.name)
 
     def load(self) -> Load:
+        tally = self._host.answered.of(self.capability.name)
         return Load(
             slots=self._slots.count,
             in_flight=self.in_flight,
@@ -83,6 +85,8 @@ class Intake:
             classes=dict(self._service.means_s()),
             is_paused=self.is_paused,
             held_by=self._host.breakers.held_by(self.capability.name),
+            answered=tally.answered,
+            failed=tally.failed,
         )
 
     async def stop_bidding(self) -> None:
@@ -141,6 +145,7 @@ class Intake:
             verdict: Verdict
             try:
                 await attempt.slot.take()
+                attempt.slot_at = time.perf_counter()
                 verdict = await judge(host, attempt)
             except asyncio.CancelledError:
                 # Hand it back now, or the next peer waits for ack_wait.
@@ -148,16 +153,16 @@ class Intake:
                 attempt.span.tell({"starling.status": "handed-back", "starling.reason": "draining"})
                 with suppress(TimeoutError):
                     async with asyncio.timeout(HAND_BACK_WITHIN_S):
-                        await settle(host, attempt, HandBack("draining", is_recorded=is_recorded))
+                        await settle(host, attempt, HandBack(Reason.DRAINING, is_recorded=is_recorded))
                 raise
             except NewerFormat as error:
                 log.warning("%s is left to a newer peer: %s", attempt.identity, error)
-                verdict = HandBack("newer format", delay_s=host.settings.ack_wait_s, is_recorded=True)
+                verdict = HandBack(Reason.NEWER_FORMAT, delay_s=host.settings.ack_wait_s, is_recorded=True)
             except ContractError as error:
                 log.error("%s has a malformed record, an operator must see to it: %s", attempt.identity, error)
-                verdict = HandBack("malformed record", delay_s=REFUSED_AGAIN_S)
+                verdict = HandBack(Reason.MALFORMED, delay_s=REFUSED_AGAIN_S)
             except (BusUnavailable, PublishUnconfirmed):
-                verdict = HandBack("bus away", delay_s=1.0)
+                verdict = HandBack(Reason.BUS_AWAY, delay_s=1.0)
             traced.judged(host, attempt, verdict)
             # What fails soon is not fast.
             if isinstance(verdict, Answer) and verdict.outcome.status is Status.DONE:
@@ -167,8 +172,11 @@ class Intake:
                     await settle(host, attempt, verdict)
                 except PublishRejected as error:
                     log.error("%s cannot be settled, it comes again: %s", attempt.identity, error)
-                    await settle(host, attempt, HandBack("refused", delay_s=REFUSED_AGAIN_S))
+                    await settle(host, attempt, HandBack(Reason.REFUSED, delay_s=REFUSED_AGAIN_S))
         finally:
+            if attempt.slot_at:
+                mesh_s = time.perf_counter() - attempt.slot_at - attempt.ran_s
+                self._metrics.worked(handler_s=attempt.handler_s, mesh_s=mesh_s)
             attempt.span.end()
             host.heartbeat.end(attempt.row)
             del host.running[attempt.identity]

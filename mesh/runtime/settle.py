@@ -3,12 +3,14 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import assert_never
 
 import msgspec
 
 from contracts import headers as names
 from contracts import wire
+from contracts.decision import Decision
 from contracts.errors import ContractError, NewerFormat
 from contracts.event import EventKind
 from contracts.outcome import AttemptEnded, Ended, Failure, FailureKind, Outcome, Status
@@ -26,7 +28,7 @@ from mesh.bus.timers import set_timer
 from mesh.errors import PublishRejected
 from mesh.runtime.handling import HOLD_S
 from mesh.runtime.host import Attempt, Host
-from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Parked, Retry, Superseded, Verdict
+from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Parked, Reason, Retry, Superseded, Verdict
 from mesh.workflow.parking import Wait, next_due
 
 log = logging.getLogger("mesh.runtime")
@@ -88,18 +90,19 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
         )
     took_s = time.perf_counter() - began
     attempt.span.event("committed" if found is None else "another result stands")
-    metrics.commit_s.observe(took_s)
     if taken.kept:
         await _keep_taken(host, taken, outcome, found, ttl_s=ttl_s, took_s=took_s)
     if found is not None:
         metrics.duplicates["commit"].inc()
         await _finish_found(host, attempt, found)
     else:
-        metrics.tasks[outcome.status].inc()
-        metrics.queue_s.observe(outcome.queue_s)
-        metrics.run_s.observe(outcome.run_s)
+        host.answered.note(attempt.identity.capability, attempt.task, outcome.status, at=time.time())
+        metrics.answered(outcome, commit_s=took_s, lineage=attempt.task.lineage)
+        for one in outcome.decisions:
+            metrics.decided(one.choice, one.confidence, model_digest=one.model_digest, prompt_digest=one.prompt_digest)
         if outcome.status is Status.CANCELLED:
             await host.tell(EventKind.CANCELLED, attempt.identity)
+        await host.events.ended(attempt.identity, attempt.task, attempt.capability.agent, outcome)
         await _finish(host, attempt, outcome, as_type)
 
 
@@ -125,7 +128,7 @@ async def _finish_found(host: Host, attempt: Attempt, found: Stored) -> None:
         outcome = read_outcome(found)
     except NewerFormat:
         # What it sends is not ours to read: a newer peer relays it.
-        await _hand_back(host, attempt, "newer format", host.settings.ack_wait_s, is_recorded=True)
+        await _hand_back(host, attempt, Reason.NEWER_FORMAT, host.settings.ack_wait_s, is_recorded=True)
     except ContractError as error:
         log.error("%s has a malformed result, which stands: %s", attempt.identity, error)
         await _pass_on(host, attempt, is_early=True)
@@ -151,10 +154,18 @@ async def _finish(host: Host, attempt: Attempt, outcome: Outcome, as_type: Conte
             await host.tell(EventKind.DEAD_LETTERED, attempt.identity, outcome.failure.message)
     await _wake_parent(host, attempt)
     await _pass_on(host, attempt, is_early=outcome.is_early)
+    await _tell_decisions(host, attempt, outcome.decisions)
     if outcome.status is not Status.FAILED and (kept := attempt.kept) is not None:
         # Nobody asks for it any more. Of a failed task it is the dead letter's.
         await remove(host.bus, payload_place(attempt.identity, kept), kept)
     await ack(host.bus, attempt.delivery)
+
+
+async def _tell_decisions(host: Host, attempt: Attempt, decisions: Sequence[Decision]) -> None:
+    """Have the stream of events keep each decision once, before the delivery is settled."""
+    if decisions:
+        host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
+        await host.events.decided(attempt.identity, decisions, attempt.capability.agent)
 
 
 async def _wake_parent(host: Host, attempt: Attempt) -> None:
@@ -188,7 +199,9 @@ async def _park(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> None:
     # First that this run is over, then the park, then its timer, then a last look: see `mesh.bus.parks`.
     host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
     await _record_ended(host, attempt, AttemptEnded(how=Ended.PARKED, peer=host.peer, at=time.time()))
+    await _tell_decisions(host, attempt, attempt.decisions)
     await keep_parked(host, attempt, waits)
+    await host.tell(EventKind.PARKED, attempt.identity)
     records = [record for wait in waits for record in wait.records]
     is_over = any(await read_many(host.bus, records)) or any(wait.due and wait.due <= time.time() for wait in waits)
     if not is_over:
@@ -242,7 +255,7 @@ async def _retry(host: Host, attempt: Attempt, retry: Retry) -> None:
 async def _hand_back(
     host: Host,
     attempt: Attempt,
-    reason: str,
+    reason: Reason,
     delay_s: float,
     *,
     is_recorded: bool,
@@ -251,13 +264,15 @@ async def _hand_back(
         end = AttemptEnded(how=Ended.HANDED_BACK, peer=host.peer, at=time.time())
         await _record_ended(host, attempt, end)
         await host.tell(EventKind.HANDED_BACK, attempt.identity, reason)
-    attempt.metrics.handed_back(reason.partition(" on ")[0])
+    attempt.metrics.handed_back(reason)
     await _return(host, attempt, delay_s=delay_s)
 
 
 async def _record_ended(host: Host, attempt: Attempt, end: AttemptEnded) -> None:
     end = msgspec.structs.replace(end, traceparent=attempt.span.traceparent) if attempt.span.headers else end
     ttl_s = attempt.ledger_ttl_s(host.settings)
+    if attempt.decisions:
+        end = msgspec.structs.replace(end, decisions=attempt.decisions)
     await record_ended(host.bus, attempt.identity, attempt.number, end, ttl_s=ttl_s)
 
 

@@ -28,8 +28,6 @@ log = logging.getLogger("mesh.runtime")
 DEEP = 1_000
 """A queue with more pending than this moves, or is seen to be long; it is not swept."""
 DISTRUST_S = 0.3
-UNSERVED_MAX = 50
-"""Capabilities without a consumer that get a label of their own: anybody may make names up."""
 
 
 @dataclass(slots=True)
@@ -48,7 +46,6 @@ class Sweep:
                 for capability in capabilities:
                     for lane in ORDER:
                         await self.round(capability, lane)
-                await self.count_unserved()
             except BusError as error:
                 log.info("sweep put off: %s", error)
 
@@ -80,16 +77,8 @@ class Sweep:
         distrust = host.bus.subjects.ctl(name, "distrust")
         await host.bus.gather(distrust, wire.encode(WhoRuns()), within_s=DISTRUST_S)
         await topology.reset_consumer(host.bus, spec, first)
-        host.metrics.revived.labels(name).inc(len(stranded))
+        host.metrics.revived.of(name).inc(len(stranded))
         log.warning("%s: consumer reset to %d: %d messages were handed out to nobody", spec, first, len(stranded))
         for stored in stranded:
             await host.tell(EventKind.REVIVED, host.bus.subjects.parse(stored.subject).identity)
         return len(stranded)
-
-    async def count_unserved(self) -> None:
-        """Set the gauge of tasks that wait where nobody serves."""
-        gauge = self.host.metrics.unserved
-        gauge.clear()
-        waiting = await topology.unserved(self.host.bus, capabilities_max=UNSERVED_MAX)
-        for capability, count in waiting.items():
-            gauge.labels(capability).set(count)

@@ -50,8 +50,17 @@ def check_order(attempt: Attempt) -> None:
 
 def submitted_as(headers: Headers) -> str:
     """What tells the submission of a task in a line from others; empty for any other task."""
-    try:
-        order = wire.decode(Task, headers.get(names.TASK, "{}").encode()).order
-    except ContractError:
-        return ""
+    order = _envelope(headers).order
     return "" if order is None else order.submitted_as
+
+
+def lineage_of(headers: Headers) -> tuple[str, ...]:
+    """The lineage of a task that is not run; empty where its envelope cannot be read."""
+    return _envelope(headers).lineage
+
+
+def _envelope(headers: Headers) -> Task:
+    try:
+        return wire.decode(Task, headers.get(names.TASK, "{}").encode())
+    except ContractError:
+        return Task()

@@ -1,10 +1,29 @@
 """What an attempt came to, as values. `settle` tells the stream about each."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from contracts.outcome import Failure, Outcome
 from mesh.bus.records import Stored
 from mesh.workflow.parking import Wait
+
+
+class Reason(StrEnum):
+    """Why a delivery is handed back; a label of a metric, so a closed set."""
+
+    DRAINING = "draining"
+    NEWER_FORMAT = "newer format"
+    MALFORMED = "malformed record"
+    BUS_AWAY = "bus away"
+    REFUSED = "refused"
+    OVERLOADED = "overloaded"
+    BREAKER = "breaker open"
+    PROBE_FAILED = "probe failed"
+    OVERTAKEN = "overtaken by another run"
+    RUNNING = "running"
+    NOT_DUE = "its retry is not due"
+    NO_PARK = "woken without a park"
+    BEGUN = "another peer began the same attempt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +56,7 @@ class Retry:
 class HandBack:
     """Not an attempt: another peer may have it. On record, it does not look like a crash later."""
 
-    reason: str
+    reason: Reason
     delay_s: float = 0.0
     is_recorded: bool = False
 

@@ -1,227 +1,336 @@
-"""The metrics of one peer. Labels are capabilities, versions, and words of closed sets: never ids.
+"""The counters and histograms of one peer, as the catalogue has them.
 
-Gauges are read from the runtime when scraped, so they cost a task nothing.
+What a peer's state is (its gauges) is read from the runtime when scraped, and costs a task nothing.
 """
 
-import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import Metric as Shown
 from prometheus_client.registry import Collector
 
-from contracts.outcome import Status
+from contracts.errors import ContractError
+from contracts.outcome import DecidedBy, Outcome, Spent, Status
+from contracts.subjects import SESSION, check_capability
+from mesh.telemetry import catalogue, tracing
+from mesh.telemetry.catalogue import CALLERS_MAX, CHOICE_LENGTH_MAX, CHOICES_MAX, CLIENT, NAMES_MAX, NO_LIMIT, OTHERS
+from mesh.telemetry.cells import (
+    Count,
+    Counts,
+    Distribution,
+    Distributions,
+    Names,
+    NoCount,
+    NoDistribution,
+    gauge,
+    legible,
+)
+from mesh.telemetry.digests import Digests
 
-QUEUE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
-RUN_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
-NO_LIMIT = "(none)"
-COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+Trace = Mapping[str, str]
+READ_AGAIN_TIMES: Final = 10
+
+
+class Metrics:
+    """What one peer counts, in a registry of its own.
+
+    With `is_on` false nothing is counted and no counter is shown; what is watched is.
+    """
+
+    def __init__(self, *, is_on: bool = True) -> None:
+        self.registry = CollectorRegistry()
+        self.exemplar: Callable[[], Trace | None] = tracing.exemplar
+        """The labels of an exemplar for what is observed now, `trace_id` among them; None where nothing is traced."""
+        self._is_on = is_on
+        self._families: list[Counts | Distributions] = []
+        self.tasks = self._counts(catalogue.TASKS)
+        self.calls = self._counts(catalogue.CALLS)
+        self.deadline_misses = self._counts(catalogue.DEADLINE_MISSES)
+        self.dead_letters = self._counts(catalogue.DEAD_LETTERS)
+        self.queue_s = self._distributions(catalogue.QUEUE_S)
+        self.run_s = self._distributions(catalogue.RUN_S)
+        self.commit_s = self._distributions(catalogue.COMMIT_S)
+        self.bid_to_start_s = self._distributions(catalogue.BID_TO_START_S)
+        self.work_s = self._counts(catalogue.WORK_S)
+        self.redeliveries = self._counts(catalogue.REDELIVERIES)
+        self.retries = self._counts(catalogue.RETRIES)
+        self.retries_delayed = self._counts(catalogue.RETRIES_DELAYED)
+        self.throttled = self._counts(catalogue.THROTTLED)
+        self.handed_back = self._counts(catalogue.HANDED_BACK)
+        self.duplicates = self._counts(catalogue.DUPLICATES)
+        self.revived = self._counts(catalogue.REVIVED)
+        self.parks = self._counts(catalogue.PARKS)
+        self.wakes = self._counts(catalogue.WAKES)
+        self.steps = self._counts(catalogue.STEPS)
+        self.escalations = self._counts(catalogue.ESCALATIONS)
+        self.handoffs = self._counts(catalogue.HANDOFFS)
+        self.confidence = self._distributions(catalogue.CONFIDENCE)
+        self.decisions = self._counts(catalogue.DECISIONS)
+        self.decision_confidence = self._distributions(catalogue.DECISION_CONFIDENCE)
+        self.tokens = self._counts(catalogue.TOKENS)
+        self.cost_usd = self._counts(catalogue.COST_USD)
+        self.breaker_calls = self._counts(catalogue.BREAKER_CALLS)
+        self.breaker_refused = self._counts(catalogue.BREAKER_REFUSED)
+        self.breaker_transitions = self._counts(catalogue.BREAKER_TRANSITIONS)
+        self.limits = LimitMetrics(
+            self._distributions(catalogue.LIMIT_WAIT_S),
+            self._counts(catalogue.LIMIT_GRANTED),
+            self._counts(catalogue.LIMIT_REFUSED),
+            trace=lambda: self.exemplar(),
+        )
+        self.events = _each(self._counts(catalogue.EVENTS), "kind")
+        self.events_lost = self._counts(catalogue.EVENTS_LOST).of()
+        self.breaker_names = Names(NAMES_MAX)
+        self.callers = Names(CALLERS_MAX)
+        self._capabilities: dict[tuple[str, DecidedBy], CapabilityMetrics] = {}
+        self.registry.register(_Derived(self._shown))
+
+    def of(self, capability: str, served_by: DecidedBy) -> "CapabilityMetrics":
+        """The metrics of one capability of an agent, shown from the start at zero; the same ones when asked again."""
+        found = self._capabilities.get((capability, served_by))
+        if found is None:
+            kind = CapabilityMetrics if self._is_on else NothingCounted
+            found = self._capabilities[capability, served_by] = kind(self, capability, served_by)
+        return found
+
+    def breaker(self, name: str) -> "BreakerMetrics":
+        """The metrics of one circuit breaker."""
+        return BreakerMetrics(self, self.breaker_names.of(name))
+
+    def watch(self, read: Callable[[], Iterable[Shown]]) -> None:
+        """Have `read` called at every scrape, in a thread of its own, for what is derived from the runtime's state."""
+        self.registry.register(_Derived(read))
+
+    def _counts(self, metric: catalogue.Metric) -> Counts:
+        family = Counts(metric, Count if self._is_on else NoCount)
+        self._families.append(family)
+        return family
+
+    def _distributions(self, metric: catalogue.Metric) -> Distributions:
+        make = Distribution if self._is_on else NoDistribution
+        family = Distributions(metric, lambda: make(metric.buckets))
+        self._families.append(family)
+        return family
+
+    def _shown(self) -> Iterator[Shown]:
+        if not self._is_on:
+            return
+        for family in self._families:
+            yield family.shown()
+        yield self._digests()
+
+    def _digests(self) -> GaugeMetricFamily:
+        shown = gauge(catalogue.DIGEST_INFO)
+        for (capability, served_by), metrics in self._capabilities.copy().items():
+            for what, digest in metrics.digests.in_use():
+                shown.add_metric([capability, served_by.version, what, digest], 1)
+        return shown
 
 
 class CapabilityMetrics:
-    """The metrics of one capability, their labels looked up once."""
+    """The metrics of one capability, their labels looked up once. Use them on the event loop only."""
 
-    def __init__(self, metrics: "Metrics", capability: str, version: str) -> None:
+    def __init__(self, metrics: Metrics, capability: str, served_by: DecidedBy) -> None:
         self._metrics = metrics
         self._capability = capability
-        self.tasks = {status: metrics.tasks.labels(capability, version, status) for status in Status}
-        self.queue_s = metrics.queue_s.labels(capability)
-        self.run_s = metrics.run_s.labels(capability)
-        self.bid_to_start_s = metrics.bid_to_start_s.labels(capability)
-        self.commit_s = metrics.commit_s.labels(capability)
-        self.redeliveries = metrics.redeliveries.labels(capability)
-        self.retries = metrics.retries.labels(capability)
-        self.retries_delayed = metrics.retries_delayed.labels(capability)
-        self.throttled = metrics.throttled.labels(capability)
-        self.revived = metrics.revived.labels(capability)
-        self.parks = metrics.parks.labels(capability)
-        self.wakes = metrics.wakes.labels(capability)
-        self.steps = {how: metrics.steps.labels(capability, how) for how in ("ran", "replayed")}
-        self.duplicates = {at: metrics.duplicates.labels(capability, at) for at in ("submit", "start", "commit")}
+        self._served_by = served_by
+        self.tasks = {status: metrics.tasks.of(capability, served_by.version, status) for status in Status}
+        self.deadline_misses = metrics.deadline_misses.of(capability)
+        self.queue_s = metrics.queue_s.of(capability)
+        self.run_s = metrics.run_s.of(capability)
+        self.commit_s = metrics.commit_s.of(capability)
+        self.bid_to_start_s = metrics.bid_to_start_s.of(capability)
+        self.handler_s = metrics.work_s.of(capability, "handler")
+        self.mesh_s = metrics.work_s.of(capability, "mesh")
+        self.redeliveries = metrics.redeliveries.of(capability)
+        self.retries = metrics.retries.of(capability)
+        self.retries_delayed = metrics.retries_delayed.of(capability)
+        self.throttled = metrics.throttled.of(capability)
+        self.revived = metrics.revived.of(capability)
+        self.parks = metrics.parks.of(capability)
+        self.wakes = metrics.wakes.of(capability)
+        self.escalations = metrics.escalations.of(capability)
+        self.handoffs = metrics.handoffs.of(capability)
+        self.steps = _each(metrics.steps, "how", capability)
+        self.duplicates = _each(metrics.duplicates, "at", capability)
+        self._handed_back = _each(metrics.handed_back, "reason", capability)
+        self._dead_letters = _each(metrics.dead_letters, "reason", capability)
+        self.confidence = metrics.confidence.of(capability)
+        self.decision_confidence = metrics.decision_confidence.of(capability)
+        self.tokens_in = metrics.tokens.of(capability, "in")
+        self.tokens_out = metrics.tokens.of(capability, "out")
+        self.cost_usd = metrics.cost_usd.of(capability)
+        self.digests = Digests()
+        self._choices = Names(CHOICES_MAX)
+        self._calls: dict[str, Count] = {}
+
+    def answered(self, outcome: Outcome, *, commit_s: float, lineage: tuple[str, ...]) -> None:
+        """Count a task whose result this peer stored. `lineage` is its envelope's, commit_s how long storing took."""
+        trace = self._metrics.exemplar()
+        self.tasks[outcome.status].inc()
+        self.queue_s.observe(outcome.queue_s, trace)
+        self.run_s.observe(outcome.run_s, trace)
+        self.commit_s.observe(commit_s, trace)
+        self.called(lineage)
+        if outcome.status is Status.EXPIRED:
+            self.deadline_misses.inc()
+        if outcome.confidence is not None:
+            self.confidence.observe(outcome.confidence)
+        if outcome.spent is not None:
+            self.spent(outcome.spent)
+        if outcome.decided_by is not None:
+            self._decided_by(outcome.decided_by)
+
+    def called(self, lineage: tuple[str, ...]) -> None:
+        """Count a task by who asked for it: the last one of its lineage."""
+        caller = lineage[-1] if lineage else SESSION
+        count = self._calls.get(caller)
+        if count is None:
+            count = self._metrics.calls.of(self._caller(caller), self._capability)
+            if len(self._calls) <= CALLERS_MAX:
+                self._calls[caller] = count
+        count.inc()
+
+    def spent(self, spent: Spent) -> None:
+        """Count what a task used up; what makes no sense is left out."""
+        self.tokens_in.inc(max(0, spent.tokens_in))
+        self.tokens_out.inc(max(0, spent.tokens_out))
+        # What is not a number would make the whole sum none.
+        if 0.0 < spent.usd < float("inf"):
+            self.cost_usd.inc(spent.usd)
+
+    def decided(
+        self, choice: str, confidence: float | None = None, *, model_digest: str = "", prompt_digest: str = ""
+    ) -> None:
+        """Count a decision, once for each that is on record."""
+        shown = self._choices.of(legible(choice, CHOICE_LENGTH_MAX))
+        self._metrics.decisions.of(self._capability, shown).inc()
+        if confidence is not None:
+            self.decision_confidence.observe(confidence)
+        self.digests.use(model=model_digest, prompt=prompt_digest)
+
+    def worked(self, *, handler_s: float, mesh_s: float) -> None:
+        """Count where the time of a delivery went."""
+        self.handler_s.inc(handler_s)
+        self.mesh_s.inc(mesh_s)
 
     def handed_back(self, reason: str) -> None:
-        self._metrics.handed_back.labels(self._capability, reason).inc()
+        """Count a delivery that was given back, for one of the reasons in the catalogue."""
+        self._handed_back[reason].inc()
 
     def dead_lettered(self, reason: str) -> None:
-        self._metrics.dead_letters.labels(self._capability, reason).inc()
+        """Count a task that was given up, for one of the reasons in the catalogue."""
+        self._dead_letters[reason].inc()
+
+    def _caller(self, name: str) -> str:
+        """The label of whoever asked: a lineage is what the submitter says it is."""
+        if name == SESSION:
+            return CLIENT
+        try:
+            check_capability(name)
+        except ContractError:
+            return OTHERS
+        return name if self._metrics.callers.has((name, self._capability)) else OTHERS
+
+    def _decided_by(self, decided: DecidedBy) -> None:
+        # Where somebody else answered in the end, it is not this agent that changed.
+        if (decided.agent, decided.version) == (self._served_by.agent, self._served_by.version):
+            self.digests.use(model=decided.model_digest, prompt=decided.prompt_digest)
+
+
+class NothingCounted(CapabilityMetrics):
+    """The metrics of a capability where nothing is counted per task."""
+
+    def answered(self, outcome: Outcome, *, commit_s: float, lineage: tuple[str, ...]) -> None:
+        return
+
+    def called(self, lineage: tuple[str, ...]) -> None:
+        return
+
+    def spent(self, spent: Spent) -> None:
+        return
+
+    def worked(self, *, handler_s: float, mesh_s: float) -> None:
+        return
+
+    def decided(
+        self, choice: str, confidence: float | None = None, *, model_digest: str = "", prompt_digest: str = ""
+    ) -> None:
+        return
 
 
 class BreakerMetrics:
     """The metrics of one circuit breaker."""
 
-    def __init__(self, metrics: "Metrics", name: str) -> None:
-        self.refused = metrics.breaker_refused.labels(name)
-        self._metrics = metrics
-        self._name = name
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self.refused = metrics.breaker_refused.of(name)
+        self._calls = _each(metrics.breaker_calls, "how", name)
+        self._transitions = _each(metrics.breaker_transitions, "to", name)
 
     def called(self, how: str) -> None:
-        self._metrics.breaker_calls.labels(self._name, how).inc()
+        """Count a call, by what it came to."""
+        self._calls[how].inc()
+
+    def changed(self, to: str) -> None:
+        """Count a change of its state that this peer decided."""
+        self._transitions[to].inc()
 
 
 class LimitMetrics:
     """The metrics of limits, by resource; resources without one are counted as `(none)`."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._wait_s = Histogram(
-            "mesh_limit_wait_seconds",
-            "How long a call waited for its turn at a resource with a limit.",
-            ("resource",),
-            buckets=QUEUE_BUCKETS,
-            registry=registry,
-        )
-        self._granted = Counter(
-            "mesh_limit_granted", "Calls that had their turn at a resource.", ("resource",), registry=registry
-        )
-        self._refused = Counter(
-            "mesh_limit_refused", "Calls whose turn would have come too late.", ("resource",), registry=registry
-        )
+    def __init__(
+        self, wait_s: Distributions, granted: Counts, refused: Counts, *, trace: Callable[[], Trace | None]
+    ) -> None:
+        self._wait_s = wait_s
+        self._granted = granted
+        self._refused = refused
+        self._trace = trace
+        self._names = Names(NAMES_MAX)
 
     def granted(self, resource: str, waited_s: float) -> None:
-        self._granted.labels(resource).inc()
-        self._wait_s.labels(resource).observe(waited_s)
+        """Count a call that had its turn."""
+        wait_s, granted, _ = self._of(resource)
+        granted.inc()
+        wait_s.observe(waited_s, self._trace())
 
     def refused(self, resource: str) -> None:
-        self._refused.labels(resource).inc()
+        """Count a call whose turn would have come too late."""
+        _, _, refused = self._of(resource)
+        refused.inc()
 
     def unlimited(self) -> None:
-        self._granted.labels(NO_LIMIT).inc()
+        """Count a call of a resource that has no limit."""
+        self._granted.of(NO_LIMIT).inc()
 
-
-class Metrics:
-    """Counters and histograms of a peer, in a registry of its own."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.tasks = Counter(
-            "mesh_tasks",
-            "Tasks this peer answered, by how they ended.",
-            ("capability", "version", "status"),
-            registry=self.registry,
-        )
-        self.queue_s = Histogram(
-            "mesh_task_queue_seconds",
-            "From stored to started.",
-            ("capability",),
-            buckets=QUEUE_BUCKETS,
-            registry=self.registry,
-        )
-        self.run_s = Histogram(
-            "mesh_task_run_seconds",
-            "From started to the handler's end.",
-            ("capability",),
-            buckets=RUN_BUCKETS,
-            registry=self.registry,
-        )
-        self.bid_to_start_s = Histogram(
-            "mesh_bid_to_start_seconds",
-            "From a slot's offer to the task that took it, the oldest offer first.",
-            ("capability",),
-            buckets=QUEUE_BUCKETS,
-            registry=self.registry,
-        )
-        self.commit_s = Histogram(
-            "mesh_task_commit_seconds",
-            "From the handler's end to the stored result.",
-            ("capability",),
-            buckets=COMMIT_BUCKETS,
-            registry=self.registry,
-        )
-        self.redeliveries = Counter(
-            "mesh_redeliveries",
-            "Deliveries of a message that had been delivered before.",
-            ("capability",),
-            registry=self.registry,
-        )
-        self.retries = Counter(
-            "mesh_retries", "Failed attempts that will be tried again.", ("capability",), registry=self.registry
-        )
-        self.retries_delayed = Counter(
-            "mesh_retries_delayed",
-            "Retries put off because the peer made its share of them.",
-            ("capability",),
-            registry=self.registry,
-        )
-        self.throttled = Counter(
-            "mesh_throttled",
-            "Attempts that ended because a callee said: not now.",
-            ("capability",),
-            registry=self.registry,
-        )
-        self.handed_back = Counter(
-            "mesh_handed_back",
-            "Deliveries given back to the stream unsettled, by reason.",
-            ("capability", "reason"),
-            registry=self.registry,
-        )
-        self.dead_letters = Counter(
-            "mesh_dead_letters",
-            "Tasks kept as dead letters, by reason.",
-            ("capability", "reason"),
-            registry=self.registry,
-        )
-        self.duplicates = Counter(
-            "mesh_duplicates",
-            "Duplicates, by where they died: at submit, at start, at commit.",
-            ("capability", "at"),
-            registry=self.registry,
-        )
-        self.revived = Counter(
-            "mesh_revived", "Stranded messages set going again by the sweep.", ("capability",), registry=self.registry
-        )
-        self.parks = Counter(
-            "mesh_parks", "Waiting tasks given to the stream.", ("capability",), registry=self.registry
-        )
-        self.wakes = Counter(
-            "mesh_wakes", "Parked tasks taken up again, by this peer.", ("capability",), registry=self.registry
-        )
-        self.steps = Counter(
-            "mesh_steps",
-            "Durable steps and children: run now, or found on record.",
-            ("capability", "how"),
-            registry=self.registry,
-        )
-        self.breaker_calls = Counter(
-            "mesh_breaker_calls",
-            "Calls through a circuit breaker, by what they came to.",
-            ("breaker", "how"),
-            registry=self.registry,
-        )
-        self.breaker_refused = Counter(
-            "mesh_breaker_refused", "Calls that an open breaker held back.", ("breaker",), registry=self.registry
-        )
-        self.unserved = Gauge(
-            "mesh_unserved_tasks",
-            "Tasks queued for a capability that no consumer serves, as of the last sweep.",
-            ("capability",),
-            registry=self.registry,
-        )
-        self.limits = LimitMetrics(self.registry)
-        build = Info("mesh_build", "Version of this peer.", registry=self.registry)
-        build.info({"version": distribution_version(), "python": platform.python_version()})
-
-    def of(self, capability: str, version: str) -> CapabilityMetrics:
-        """The metrics of one capability, shown from the start at zero."""
-        return CapabilityMetrics(self, capability, version)
-
-    def breaker(self, name: str) -> BreakerMetrics:
-        """The metrics of one circuit breaker."""
-        return BreakerMetrics(self, name)
-
-    def watch(self, read: Callable[[], Iterator[GaugeMetricFamily]]) -> None:
-        """Have `read` called at every scrape for gauges that are derived from the runtime's state."""
-        self.registry.register(_Derived(read))
+    def _of(self, resource: str) -> tuple[Distribution, Count, Count]:
+        shown = self._names.of(resource)
+        return self._wait_s.of(shown), self._granted.of(shown), self._refused.of(shown)
 
 
 class _Derived(Collector):
-    def __init__(self, read: Callable[[], Iterator[GaugeMetricFamily]]) -> None:
+    def __init__(self, read: Callable[[], Iterable[Shown]]) -> None:
         self._read = read
 
-    def describe(self) -> list[GaugeMetricFamily]:
+    def describe(self) -> list[Shown]:
         return []
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        return self._read()
+    def collect(self) -> Iterable[Shown]:
+        for _ in range(READ_AGAIN_TIMES):
+            # The event loop goes on meanwhile, and may add to what is being gone through.
+            with suppress(RuntimeError):
+                return list(self._read())
+        return list(self._read())
+
+
+def _each(family: Counts, last_label: str, *labels: str) -> dict[str, Count]:
+    """The cells for all values of a closed last label: shown at zero, a first one counts as an increase."""
+    assert family.metric.labels[-1] == last_label, family.metric.name
+    return {value: family.of(*labels, value) for value in family.metric.values[last_label]}
 
 
 def distribution_version() -> str:

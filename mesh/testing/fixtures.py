@@ -21,6 +21,7 @@ __all__ = ["mesh", "nats_server", "nats_url", "settings"]
 
 STREAM_BYTES_MAX = 64 * 2**20
 OBJECTS_BYTES_MAX = 64 * 2**20
+EVENTS_BYTES_MAX = 16 * 2**20
 ACK_WAIT_S = 2.0
 SWEEP_S = 2.0
 BEAT_S = 0.5
@@ -66,6 +67,7 @@ def fresh_settings(nats_url: str) -> Settings:
         prefix=f"t{secrets.token_hex(6)}",
         stream_bytes_max=STREAM_BYTES_MAX,
         objects_bytes_max=OBJECTS_BYTES_MAX,
+        events_bytes_max=EVENTS_BYTES_MAX,
         ack_wait_s=ACK_WAIT_S,
         sweep_s=SWEEP_S,
         beat_s=BEAT_S,

@@ -5,7 +5,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from mesh.agent import Agent
 from mesh.fibers import serving
@@ -32,6 +32,10 @@ async def hosting(*agents: Agent, settings: Settings, tracer_provider: Any = Non
             await running
 
 
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], *, within_s: float = ..., every_s: float = ...) -> T: ...
+@overload
+async def eventually(condition: Callable[[], T], *, within_s: float = ..., every_s: float = ...) -> T: ...
 async def eventually(
     condition: Callable[[], T | Awaitable[T]], *, within_s: float = 20.0, every_s: float = LOOK_EVERY_S
 ) -> T:

@@ -1,6 +1,6 @@
-"""Named points at which a peer dies: on the way from an outcome to its ack, of a step to its record, of a wait to its
-park, or of its end to a wake. `KillPoints` runs inside a peer, and may also let it dawdle there, lose the ack, or have
-it read from a replica that lags.
+"""Named points at which a peer dies: on the way from an outcome to its ack, of a decision to its event, of a step to
+its record, of a wait to its park, or of its end to a wake. `KillPoints` runs inside a peer, and may also let it dawdle
+there, lose the ack, or have it read from a replica that lags.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Any
 
 from contracts.subjects import Identity, Kind
 from mesh.bus import commit as door
-from mesh.bus import parks, records
+from mesh.bus import events, parks, records
 from mesh.bus.connection import Bus
 from mesh.bus.pull import Delivery
 from mesh.runtime import intake, settle, timekeeper
@@ -29,6 +29,10 @@ class Point(StrEnum):
     COMMITTED = "committed"
     HALF_RELAYED = "half-relayed"
     RELAYED = "relayed"
+    UNTOLD = "untold"
+    """The record or the park's end stands, and what was decided is not told."""
+    TOLD = "told"
+    """What was decided is told, and the delivery not settled."""
     STEP_RAN = "step-ran"
     """A step has run, and is not recorded."""
     STEP_RECORDED = "step-recorded"
@@ -98,6 +102,7 @@ class KillPoints:
         ):
             setattr(module, name, wrapped)
         self._surround(durable, "write_step", before=Point.STEP_RAN, after=Point.STEP_RECORDED)
+        self._surround(events, "store_once", before=Point.UNTOLD, after=Point.TOLD)
         self._surround(settle, "park", before=Point.PARK_BEGUN, after=Point.PARKED)
         self._surround(settle, "set_timer", after=Point.TIMED)
         self._surround(settle, "read_many", after=Point.LOOKED)

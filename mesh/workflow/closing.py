@@ -97,6 +97,7 @@ async def conclude(
         reason = "; ".join(filter(None, (closing.outcome.reason, told)))
         doubted = msgspec.structs.replace(closing.outcome, reason=reason)
         to, is_rung = _next_rung(capability, doubted, payload, None), True
+    context._passes_on(is_rung=is_rung)
     if is_rung and to.capability == HUMAN:
         return await _by_a_person(capability, closing.outcome, to, context)
     return await _by_another(capability, closing.outcome, to, context, payload, hops_max=hops_max)
@@ -144,12 +145,14 @@ async def _by_a_person(
         subject=context._subject(),
     )
     decision = await context._decide(question, capability.output)
+    context.decisions.append(decision.on_record())
     return msgspec.structs.replace(
         outcome,
         value=msgspec.Raw(capability.output.encode(decision.value, context.content_type)),
         decided_by=DecidedBy(agent=f"{HUMAN}:{decision.by}" if decision.by else HUMAN),
         confidence=None,
         reason=decision.note,
+        decisions=tuple(context.decisions),
     )
 
 

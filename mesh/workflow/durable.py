@@ -9,16 +9,17 @@ the stream's leader before it runs again; a child that is missed is submitted ag
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import msgspec
-from prometheus_client import Counter
 
 from contracts.errors import ContractError
+from contracts.event import EventKind
 from contracts.outcome import Send
+from contracts.subjects import Identity
 from contracts.workflow import Signal, Step
 from mesh.bus.commit import read_outcome, stored_type
 from mesh.bus.connection import Bus
@@ -42,6 +43,7 @@ from mesh.errors import (
 from mesh.fibers import serving
 from mesh.limits import WITHIN_S, Grant
 from mesh.settings import Settings
+from mesh.telemetry.cells import Count
 from mesh.telemetry.tracing import DUPLICATE, NO_SPAN, Span, found_on_record
 from mesh.verbs import Answered, Asked
 from mesh.workflow.flow import Flow
@@ -91,10 +93,15 @@ class Services:
             yield
 
 
+Tell = Callable[[EventKind, Identity, str], Awaitable[None]]
+"""Publishes an event of a task, with more for people."""
+
+
 class DurableContext(Context):
     """The context of an attempt on the mesh. `is_first` promises that nothing of the task is on record.
 
-    `steps` counts what `ran` and what was `replayed` from its record.
+    `steps` counts what `ran` and what was `replayed` from its record, `handoffs` and `escalations` whom the task is
+    passed to, when they are asked, which `tell` is told, too.
     """
 
     def __init__(
@@ -105,7 +112,10 @@ class DurableContext(Context):
         is_first: bool,
         keep_until: float,
         payload: bytes,
-        steps: Mapping[str, Counter],
+        steps: Mapping[str, Count],
+        handoffs: Count,
+        escalations: Count,
+        tell: Tell,
         is_unwinding: bool = False,
         span: Span = NO_SPAN,
         **more: Any,
@@ -122,6 +132,10 @@ class DurableContext(Context):
         self._is_unwinding = is_unwinding
         self._payload = payload
         self._steps = steps
+        self._handoffs = handoffs
+        self._escalations = escalations
+        self._tell = tell
+        self._passed_on: tuple[Count, EventKind] | None = None
         self._has_saga = False
         self._went_on_at = time.monotonic()
         self._hearing: AsyncExitStack | None = None
@@ -172,6 +186,12 @@ class DurableContext(Context):
             wait = Wait((self._bus.subjects.result(asked.identity),), is_long=is_long)
             async with self._flow.waiting(wait):
                 existing = await self._submit(asked)
+                if existing is None and self._passed_on is not None:
+                    count, kind = self._passed_on
+                    count.inc()
+                    self._passed_on = None
+                    to, reason = asked.identity.capability, asked.send.task.reason
+                    await self._tell(kind, self.identity, f"to {to}: {reason}" if reason else f"to {to}")
                 arming.close()
                 if existing is not None and self._is_result(existing):
                     stored = existing
@@ -276,6 +296,10 @@ class DurableContext(Context):
                     return
             await self._services.inbox.admit(asked.identity)
         self._span.event("asks a person", {"starling.task.id": asked.identity.id})
+
+    def _passes_on(self, *, is_rung: bool) -> None:
+        rung, tail = (self._escalations, EventKind.ESCALATED), (self._handoffs, EventKind.HANDED_OFF)
+        self._passed_on = rung if is_rung else tail
 
     def _is_new_task(self) -> bool:
         return self._is_first

@@ -2,14 +2,19 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from contracts.subjects import Identity
 from mesh.bus import topology
 from mesh.bus.connection import Bus
+from mesh.bus.parks import parked_since
+from mesh.bus.records import read_many
 from mesh.endings import HUMAN
 from mesh.errors import Overloaded
 
+PAGE: Final = 200
+"""Proposals read at once; each may be as large as a payload."""
 COUNT_KEPT_S: Final = 1.0
 RETRY_AFTER_S: Final = 30.0
 
@@ -54,3 +59,21 @@ async def unanswered(bus: Bus) -> set[Identity]:
         found[filter_subject] = {subjects.parse(subject).identity for subject in standing}
     queued, parked, answered = found.values()
     return (queued | parked) - answered
+
+
+async def waiting_since(bus: Bus, known: Mapping[Identity, float]) -> dict[Identity, float]:
+    """Since when each proposal waits that has no result, as Unix seconds; only those are read that are not `known`."""
+    waiting = await unanswered(bus)
+    since = {task: known[task] for task in waiting if task in known}
+    new = sorted(waiting - since.keys(), key=lambda task: task.id)
+    for start in range(0, len(new), PAGE):
+        page = new[start : start + PAGE]
+        parks = await read_many(bus, [bus.subjects.park(task) for task in page])
+        since |= {task: parked_since(park) for task, park in zip(page, parks, strict=True) if park is not None}
+        for task in page:
+            if task not in since:
+                for stored in await read_many(bus, bus.subjects.queued(task)):
+                    if stored is not None:
+                        since[task] = stored.stored_at
+    # What is in neither place was answered between two reads.
+    return since

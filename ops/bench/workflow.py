@@ -103,7 +103,13 @@ def texts(count: int) -> Iterable[str]:
 async def compare(server: LocalServer, settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Each against a bare submit-and-wait that ran just before it."""
     async with Mesh.connect(settings=settings) as mesh:
-        for capability, payload in ((echo, PAYLOAD), (call_in_turn, 1), (step_in_turn, 1), (map_once, 1)):
+        every: tuple[tuple[str, Any], ...] = (
+            (echo.name, PAYLOAD),
+            (call_in_turn.name, 1),
+            (step_in_turn.name, 1),
+            (map_once.name, 1),
+        )
+        for capability, payload in every:
             async with asyncio.timeout(30):
                 await (await mesh.submit(capability, payload)).result()
         await mapped(mesh, 2_000)
@@ -331,7 +337,8 @@ def main() -> None:
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(*options.worker, options.profile)
+        kind, url, prefix = options.worker
+        work(kind, url, prefix, options.profile)
         return
     if options.profile is not None:
         options.profile.mkdir(parents=True, exist_ok=True)

@@ -124,10 +124,11 @@ async def strike(how: str, cluster: Cluster, staff: "Peers", watching: Mesh, see
         while await stream_leader(watching.bus, stream) == leader:  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.01)
     elected = time.monotonic() if how in ("kill", "step-down") else struck
-    for one in seen:
-        await eventually(
-            lambda one=one: max(one.answered.values()) > elected and one.took[-1][0] > elected, within_s=MOVES_WITHIN_S
-        )
+
+    def all_move() -> bool:
+        return all(max(one.answered.values()) > elected and one.took[-1][0] > elected for one in seen)
+
+    await eventually(all_move, within_s=MOVES_WITHIN_S)
     await asyncio.sleep(AWAY_S)  # what is measured is the time
     if killed is not None:
         await asyncio.to_thread(cluster.nodes[killed].restart)

@@ -114,7 +114,7 @@ async def power_cut(folder: Path, *, sync_interval: str, nodes: int, seed: int) 
 
 async def _load_until(settings: Settings, told: Told, power: Disk, *, for_s: float, cut: Callable[[], None]) -> None:
     """Keep `IN_FLIGHT` tasks out for a while, then cut; what is told after that is told to nobody."""
-    is_dark = False
+    dark = asyncio.Event()
 
     async def keep_asking(mesh: Mesh, name: int) -> None:
         number = 0
@@ -122,11 +122,11 @@ async def _load_until(settings: Settings, told: Told, power: Disk, *, for_s: flo
             number += 1
             key = f"t{name}-{number}"
             handle = await mesh.submit(echo, number, key=key)
-            if is_dark:
+            if dark.is_set():
                 return
             told.accepted.append(key)
             value = await handle.result()
-            if is_dark:
+            if dark.is_set():
                 return
             told.answered[key] = value
 
@@ -140,7 +140,7 @@ async def _load_until(settings: Settings, told: Told, power: Disk, *, for_s: flo
             asking = [fibers.create_task(keep_asking(mesh, name)) for name in range(IN_FLIGHT)]
             await asyncio.sleep(for_s)  # the instant of the cut is the seed's
             # Nothing is awaited from here on: what the client was not told yet it is never told.
-            is_dark = True
+            dark.set()
             cut()
             for fiber in asking:
                 fiber.cancel()

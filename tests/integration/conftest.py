@@ -88,6 +88,7 @@ def command_line(alone: CommandLine, settings: Settings) -> CommandLine:
         "MESH_PREFIX": settings.prefix,
         "MESH_STREAM_BYTES_MAX": str(settings.stream_bytes_max),
         "MESH_OBJECTS_BYTES_MAX": str(settings.objects_bytes_max),
+        "MESH_EVENTS_BYTES_MAX": str(settings.events_bytes_max),
         "MESH_ACK_WAIT_S": str(settings.ack_wait_s),
         "MESH_BEAT_S": str(settings.beat_s),
         "MESH_GRACE_S": str(settings.grace_s),

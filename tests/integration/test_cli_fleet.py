@@ -67,6 +67,7 @@ async def test_a_paused_capability_waits_until_it_is_resumed(command_line: Any, 
     assert paused.document == {"capability": "add", "is_paused": True, "peers": 1}
     assert "add is paused: ink is out" in waiting.out
     assert _levels(examined.document)["queues"] == "warning"
+    assert any("the oldest task, add/p1, is" in finding["text"] for finding in examined.document["findings"])
     assert resumed.code == 0
     assert await handle.result(within_s=10) == 3
 

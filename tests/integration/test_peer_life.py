@@ -16,7 +16,7 @@ from contracts import headers, wire
 from contracts.card import Described
 from contracts.control import WhoRuns
 from contracts.event import Event, EventKind
-from contracts.outcome import Ended
+from contracts.outcome import Ended, FailureKind, Status
 from contracts.subjects import Identity, key_pause
 from mesh import Agent, Context, Mesh, TaskFailed
 from mesh.bus import control, topology
@@ -175,9 +175,11 @@ async def test_lifecycle_events_are_published(mesh: Mesh, settings: Settings) ->
         await eventually(lambda: EventKind.DEAD_LETTERED in {event.kind for event in heard})
     await eventually(lambda: EventKind.LEFT in {event.kind for event in heard})
 
-    kinds = [event.kind for event in heard]
-    assert kinds == [EventKind.JOINED, EventKind.DEAD_LETTERED, EventKind.DRAINING, EventKind.LEFT]
-    assert (heard[1].capability, heard[1].id, heard[1].peer) == ("echo", "k", peer.id)
+    joined, ended, *rest = heard
+    kinds = [EventKind.DEAD_LETTERED, EventKind.DRAINING, EventKind.LEFT]
+    assert [joined.kind, *(event.kind for event in rest)] == [EventKind.JOINED, *kinds]
+    assert (ended.kind, ended.status, ended.failure) == (EventKind.ENDED, Status.FAILED, FailureKind.CONTRACT)
+    assert (ended.capability, ended.id, ended.peer) == ("echo", "k", peer.id)
 
 
 async def test_a_task_of_a_newer_format_is_left_to_a_newer_peer(mesh: Mesh, settings: Settings) -> None:
@@ -263,11 +265,8 @@ async def test_tasks_that_nobody_serves_show_as_a_metric(mesh: Mesh, settings: S
     await mesh.submit("nobody-home", 1)
 
     async with hosting(echo_agent(), settings=settings) as peer:
-        await Sweep(peer.host).count_unserved()
-
-        found = peer.metrics.registry.get_sample_value("mesh_unserved_tasks", {"capability": "nobody-home"})
-
-    assert found == 1
+        label = {"capability": "nobody-home"}
+        await eventually(lambda: peer.metrics.registry.get_sample_value("mesh_unserved_tasks", label) == 1)
 
 
 AGENT_FILE = """

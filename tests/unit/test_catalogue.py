@@ -153,6 +153,7 @@ def test_all_planes_of_a_capability_are_told(document: dict[str, Any]) -> None:
         "acme.mesh.ctl.all.describe",
         "acme.mesh.ctl.all.who-runs",
         "acme.mesh.event.{kind}.{capability}.{id}",
+        "acme.mesh.event.decided.{capability}.{id}.{decision}",
         "acme.mesh.limit.rate.{resource}",
         "acme.mesh.limit.seats.{resource}",
     } | {

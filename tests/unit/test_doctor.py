@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mesh.bus.survey import Queue, Stream
-from mesh.cli.findings import Clock, Drift, Facts, Finding, Level, PeerFact, Sync, clocks, judge
+from mesh.cli.findings import Clock, Drift, Facts, Finding, Inbox, Level, OpenBreaker, PeerFact, Sync, clocks, judge
 
 GOOD = Facts(
     server_version="2.15.1",
@@ -197,3 +197,30 @@ def test_a_mesh_without_peers_says_how_to_start_one() -> None:
 
     assert finding.level is Level.WARNING
     assert "mesh up" in finding.mend
+
+
+@pytest.mark.parametrize(("age_s", "level"), [(629.0, Level.OK), (631.0, Level.WARNING)])
+def test_a_task_that_should_be_over_by_its_timeout_is_named(age_s: float, level: Level) -> None:
+    queue = Queue("add@urgent", "add", waiting=0, in_flight=1, is_paused=False, oldest="add/k1", oldest_s=age_s)
+    (finding,) = _found(replace(GOOD, queues=(queue,), timeouts_s={"add": 30.0}), "stuck")
+
+    assert finding.level is level
+    assert "add/k1" in finding.text
+    assert ("`mesh status add/k1`" in finding.mend) == (level is Level.WARNING)
+
+
+def test_an_open_breaker_is_told_with_its_reason() -> None:
+    found = _found(replace(GOOD, breakers=(OpenBreaker("openai", "half-open", 90.0, "5 of 10 failed"),)), "breakers")
+
+    assert [finding.level for finding in found] == [Level.WARNING]
+    assert "openai is half-open for 90 s: 5 of 10 failed" in found[0].text
+
+
+@pytest.mark.parametrize(("oldest_s", "level"), [(3_599.0, Level.OK), (3_601.0, Level.WARNING)])
+def test_a_proposal_that_waits_for_long_is_a_warning(oldest_s: float, level: Level) -> None:
+    facts = replace(GOOD, parked={"order": 2, "human": 1}, inbox=Inbox(1, oldest_s))
+    (finding,) = _found(facts, "waits")
+
+    assert finding.level is level
+    assert finding.text.startswith("3 tasks parked (order 2, human 1); 1 proposal waits for a person")
+    assert bool(finding.mend) == (level is Level.WARNING)

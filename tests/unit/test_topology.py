@@ -8,7 +8,7 @@ from mesh.bus.topology import Spec, consumer, differences, streams
 from mesh.settings import Settings
 
 SETTINGS = Settings(nats_url="nats://localhost:4222")
-MESH, CONTROL, TIMERS, LINES, LIMITS, OBJECTS = streams(SETTINGS)
+MESH, CONTROL, TIMERS, LINES, LIMITS, OBJECTS, EVENTS = streams(SETTINGS)
 CONSUMER = consumer(SETTINGS, "review-file")
 
 
@@ -17,12 +17,12 @@ def account(spec: Spec, **changes: Any) -> dict[str, Any]:
     return {**spec.config, "name": spec.name, "created": "2026-01-01T00:00:00Z", "compression": "none", **changes}
 
 
-@pytest.mark.parametrize("spec", [MESH, CONTROL, TIMERS, LINES, LIMITS, OBJECTS, CONSUMER], ids=str)
+@pytest.mark.parametrize("spec", [MESH, CONTROL, TIMERS, LINES, LIMITS, OBJECTS, EVENTS, CONSUMER], ids=str)
 def test_a_server_that_did_as_it_was_told_differs_in_nothing(spec: Spec) -> None:
     assert differences(spec, account(spec)) == []
 
 
-@pytest.mark.parametrize("spec", [MESH, CONTROL, TIMERS, LINES, LIMITS, OBJECTS, CONSUMER], ids=str)
+@pytest.mark.parametrize("spec", [MESH, CONTROL, TIMERS, LINES, LIMITS, OBJECTS, EVENTS, CONSUMER], ids=str)
 def test_every_field_that_is_missing_or_changed_is_told(spec: Spec) -> None:
     for field, wanted in spec.config.items():
         (found,) = differences(spec, account(spec, **{field: "something else"}))
@@ -39,6 +39,9 @@ def test_every_field_that_is_missing_or_changed_is_told(spec: Spec) -> None:
         (MESH, "max_bytes"),
         (MESH, "max_msgs"),
         (MESH, "num_replicas"),
+        (EVENTS, "max_bytes"),
+        (EVENTS, "max_msgs"),
+        (EVENTS, "max_age"),
         (CONSUMER, "ack_wait"),
         (CONSUMER, "max_ack_pending"),
         (CONSUMER, "max_waiting"),

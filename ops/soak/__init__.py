@@ -1,0 +1,1 @@
+"""Long runs: what stays open for days must not grow."""
