@@ -68,6 +68,10 @@ def judged(host: Host, attempt: Attempt, verdict: Verdict) -> None:
     match verdict:
         case Answer(outcome):
             span.tell(_told(attempt, outcome))
+            for decision in outcome.decisions:
+                # Not why: that is the handler's text, which stands in the record.
+                sure = {} if decision.confidence is None else {"starling.confidence": decision.confidence}
+                span.event("decided", {"starling.choice": decision.choice, **sure})
             failure = outcome.failure
             if outcome.status is Status.FAILED and failure is not None:
                 span.failed(kind=failure.error or failure.kind, message=failure.message)

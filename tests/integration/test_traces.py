@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -85,6 +86,7 @@ def office() -> Agent:
             raise ValueError("no letter")
         await ctx.step("stamp", lambda: "stamped")
         ctx.send(file, "copy")
+        ctx.decide("short", "it is late", 0.5)
         ctx.spent(tokens_in=7, tokens_out=5)
         ctx.explain(confidence=0.75, model="quill")
         return await ctx.call(file, text)
@@ -145,7 +147,9 @@ async def test_a_workflow_is_one_trace_from_submitter_to_the_last_child(settings
     assert (told["gen_ai.usage.input_tokens"], told["gen_ai.usage.output_tokens"]) == (7, 5)
     assert (told["gen_ai.request.model"], told["starling.confidence"]) == ("quill", 0.75)
     assert attributes(submitted)["messaging.message.conversation_id"] == "c7"
-    assert "committed" in [event.name for event in letter.events]
+    told_of = {event.name: dict(event.attributes or {}) for event in letter.events}
+    assert told_of["decided"] == {"starling.choice": "short", "starling.confidence": 0.5}
+    assert "committed" in told_of
 
 
 async def test_attempts_are_siblings_and_each_refers_to_the_one_before(settings: Settings, recorder: Recorder) -> None:
@@ -397,6 +401,25 @@ async def test_a_processor_that_raises_fails_no_task(settings: Settings, recorde
         assert await handle.result(within_s=10) == "DEAR"
         await eventually(lambda: not peer.host.running)
         assert peer.is_ready()[0]
+
+
+async def test_histograms_name_the_trace_of_a_run_as_their_exemplar(settings: Settings, recorder: Recorder) -> None:
+    def scrape(url: str) -> str:
+        request = urllib.request.Request(f"{url}/metrics", headers={"Accept": "application/openmetrics-text"})
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return str(answer.read().decode())
+
+    async with (
+        client(settings, recorder) as mesh,
+        hosting(office(), settings=settings, tracer_provider=recorder.provider) as peer,
+    ):
+        await (await mesh.submit("file", "x")).result(within_s=10)
+        (run,) = await recorder.ended("process file")
+        text = await asyncio.to_thread(scrape, peer.metrics_url)
+
+    assert run.context is not None
+    told = [line for line in text.splitlines() if line.startswith('mesh_task_run_seconds_bucket{capability="file"')]
+    assert any(f'trace_id="{run.context.trace_id:032x}"' in line for line in told), told
 
 
 async def test_off_goes_before_a_provider(settings: Settings, recorder: Recorder) -> None:
