@@ -150,6 +150,7 @@ class Intake:
             except asyncio.CancelledError:
                 # Hand it back now, or the next peer waits for ack_wait.
                 is_recorded = attempt.started_at > 0
+                attempt.span.tell({"starling.status": "handed-back", "starling.reason": "draining"})
                 with suppress(TimeoutError):
                     async with asyncio.timeout(HAND_BACK_WITHIN_S):
                         await settle(host, attempt, HandBack(Reason.DRAINING, is_recorded=is_recorded))

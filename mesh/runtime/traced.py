@@ -1,20 +1,22 @@
 """The span of a run: begun before the handler, current while it runs and is settled, ended with the delivery."""
 
+import re
 from dataclasses import replace
-from typing import assert_never
+from typing import Final, assert_never
 
+from contracts.headers import TRACEPARENT
 from contracts.outcome import Outcome, Status
 from contracts.subjects import consumer_name
 from mesh.resilience.retry import Ledger
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Parked, Retry, Superseded, Verdict
-from mesh.telemetry import logs
 from mesh.telemetry.tracing import NO_SPAN, Value, carried
+
+_LEGAL: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def begin(host: Host, attempt: Attempt, ledger: Ledger) -> None:
-    """Begin the span of a run, if tasks are traced here; log lines name the task from now on."""
-    logs.of_task(attempt.identity.capability, attempt.identity.id, attempt.number)
+    """Begin the span of a run, if tasks are traced here."""
     if not host.tracing.is_on:
         return
     delivery, task, capability = attempt.delivery, attempt.task, attempt.capability
@@ -39,16 +41,19 @@ def begin(host: Host, attempt: Attempt, ledger: Ledger) -> None:
     if ledger.crashes:
         attributes["starling.crashes"] = ledger.crashes
     headers = carried(delivery.headers)
-    if not headers and ledger.traced:
+    if not _LEGAL.match(headers.get(TRACEPARENT, "")):
+        headers = {}
+    is_its_own = not headers
+    if is_its_own and ledger.traced:
         # It came without a trace: its first run began one.
-        headers = {"traceparent": ledger.traced[0][1]}
+        headers = {TRACEPARENT: ledger.traced[0][1]}
     queue = host.bus.subjects.queue(capability.name, task.priority.lane)
     earlier = ledger.traced[-1][1] if ledger.traced else ""
     attempt.span = span = host.tracing.run(attempt.identity, queue, headers, attributes, earlier=earlier)
     span.make_current()
     if ledger.crashes:
         span.event("taken over", {"starling.crashes": ledger.crashes})
-    if not headers:
+    if is_its_own:
         # A park, a dead letter and what is redriven keep what the message says.
         attempt.delivery = replace(delivery, headers={**delivery.headers, **span.headers})
 
@@ -63,6 +68,10 @@ def judged(host: Host, attempt: Attempt, verdict: Verdict) -> None:
     match verdict:
         case Answer(outcome):
             span.tell(_told(attempt, outcome))
+            for decision in outcome.decisions:
+                # Not why: that is the handler's text, which stands in the record.
+                sure = {} if decision.confidence is None else {"starling.confidence": decision.confidence}
+                span.event("decided", {"starling.choice": decision.choice, **sure})
             failure = outcome.failure
             if outcome.status is Status.FAILED and failure is not None:
                 span.failed(kind=failure.error or failure.kind, message=failure.message)

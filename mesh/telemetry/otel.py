@@ -23,7 +23,7 @@ from contracts import headers as names
 from contracts.subjects import Identity
 from contracts.task import Task
 from mesh.errors import SetupError
-from mesh.telemetry.tracing import OFF, Attributes, Headers, Span, Tracing, Value, told_by
+from mesh.telemetry.tracing import NO_SPAN, OFF, Attributes, Headers, Span, Tracing, Value, told_by
 
 log = logging.getLogger("mesh.telemetry")
 
@@ -89,7 +89,10 @@ class RecordedSpan(Span):
     def end(self) -> None:
         if self._is_open:
             self._is_open = False
-            self._span.end()
+            try:
+                self._span.end()
+            except Exception as error:  # noqa: BLE001  # whatever a processor of theirs raises, the task goes on
+                log.warning("a span is not handed over: %r", error)
 
     def __enter__(self) -> Span:
         self._token = contexts.attach(self._context)
@@ -196,9 +199,13 @@ class OTel(Tracing):
     ) -> Span:
         parent = contexts.get_current() if context is None else context
         start = None if began_at is None else int(began_at * 1e9)
-        span = self._tracer.start_span(
-            name, parent, kind, attributes, links, start, record_exception=False, set_status_on_exception=False
-        )
+        try:
+            span = self._tracer.start_span(
+                name, parent, kind, attributes, links, start, record_exception=False, set_status_on_exception=False
+            )
+        except Exception as error:  # noqa: BLE001  # whatever a sampler or processor of theirs raises, the task goes on
+            log.warning("a span is not recorded: %r", error)
+            return NO_SPAN
         return RecordedSpan(span, parent)
 
 

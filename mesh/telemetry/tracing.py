@@ -194,4 +194,6 @@ def found_on_record() -> None:
 
 def carried(headers: Headers) -> dict[str, str]:
     """What of a message's headers carries a trace."""
+    if names.TRACEPARENT not in headers:
+        return {}
     return {name: headers[name] for name in names.TRACE if name in headers}

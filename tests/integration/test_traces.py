@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from opentelemetry import baggage, context, trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -85,6 +86,7 @@ def office() -> Agent:
             raise ValueError("no letter")
         await ctx.step("stamp", lambda: "stamped")
         ctx.send(file, "copy")
+        ctx.decide("short", "it is late", 0.5)
         ctx.spent(tokens_in=7, tokens_out=5)
         ctx.explain(confidence=0.75, model="quill")
         return await ctx.call(file, text)
@@ -145,7 +147,9 @@ async def test_a_workflow_is_one_trace_from_submitter_to_the_last_child(settings
     assert (told["gen_ai.usage.input_tokens"], told["gen_ai.usage.output_tokens"]) == (7, 5)
     assert (told["gen_ai.request.model"], told["starling.confidence"]) == ("quill", 0.75)
     assert attributes(submitted)["messaging.message.conversation_id"] == "c7"
-    assert "committed" in [event.name for event in letter.events]
+    told_of = {event.name: dict(event.attributes or {}) for event in letter.events}
+    assert told_of["decided"] == {"starling.choice": "short", "starling.confidence": 0.5}
+    assert "committed" in told_of
 
 
 async def test_attempts_are_siblings_and_each_refers_to_the_one_before(settings: Settings, recorder: Recorder) -> None:
@@ -265,11 +269,13 @@ async def test_without_tracing_here_a_raw_publisher_s_context_goes_on_to_childre
     assert seen == [headers, headers]
 
 
+@pytest.mark.parametrize("headers", [{}, {names.TRACEPARENT: "00-nonsense"}, {names.TRACEPARENT: ""}], ids=str)
 async def test_attempts_of_a_task_that_came_without_a_trace_are_one_trace(
-    mesh: Mesh, settings: Settings, recorder: Recorder
+    mesh: Mesh, settings: Settings, recorder: Recorder, headers: dict[str, str]
 ) -> None:
     async with hosting(office(), settings=settings, tracer_provider=recorder.provider):
-        await mesh.bus.publish(mesh.bus.subjects.task(Identity("letter", "bare")), b'"twice"')
+        subject = mesh.bus.subjects.task(Identity("letter", "bare"))
+        await mesh.bus.publish(subject, b'"twice"', headers=headers)
         await mesh.handle("letter", "bare").result(within_s=10)
         first, second = await recorder.ended("process letter", 2)
 
@@ -371,6 +377,49 @@ async def test_what_is_not_sampled_is_not_recorded_and_gives_no_exemplar(setting
 
     assert seen == [(None, 0)]
     assert recorder.spans == ()
+
+
+class Broken(SpanProcessor):
+    """Raises wherever it can."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        if span.name.startswith("step"):
+            raise RuntimeError("no start")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        raise RuntimeError("no end")
+
+
+async def test_a_processor_that_raises_fails_no_task(settings: Settings, recorder: Recorder) -> None:
+    recorder.provider.add_span_processor(Broken())
+    async with (
+        client(settings, recorder) as mesh,
+        hosting(office(), settings=settings, tracer_provider=recorder.provider) as peer,
+    ):
+        handle = await mesh.submit("letter", "dear", returns=str)
+
+        assert await handle.result(within_s=10) == "DEAR"
+        await eventually(lambda: not peer.host.running)
+        assert peer.is_ready()[0]
+
+
+async def test_histograms_name_the_trace_of_a_run_as_their_exemplar(settings: Settings, recorder: Recorder) -> None:
+    def scrape(url: str) -> str:
+        request = urllib.request.Request(f"{url}/metrics", headers={"Accept": "application/openmetrics-text"})
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return str(answer.read().decode())
+
+    async with (
+        client(settings, recorder) as mesh,
+        hosting(office(), settings=settings, tracer_provider=recorder.provider) as peer,
+    ):
+        await (await mesh.submit("file", "x")).result(within_s=10)
+        (run,) = await recorder.ended("process file")
+        text = await asyncio.to_thread(scrape, peer.metrics_url)
+
+    assert run.context is not None
+    told = [line for line in text.splitlines() if line.startswith('mesh_task_run_seconds_bucket{capability="file"')]
+    assert any(f'trace_id="{run.context.trace_id:032x}"' in line for line in told), told
 
 
 async def test_off_goes_before_a_provider(settings: Settings, recorder: Recorder) -> None:
