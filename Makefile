@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-agent demo-support test check faults bench bench-workflow bench-schedule bench-limits bench-payloads clean
+.PHONY: help install demo demo-agent demo-support test check faults bench bench-workflow bench-schedule bench-limits bench-payloads bench-telemetry soak docs clean
 
 help:
 	@echo "make demo            review real code on 4 peers, one of them killed on the way"
@@ -21,6 +21,9 @@ help:
 	@echo "make bench-schedule  bids beside six other ways to hand tasks to peers, half an hour"
 	@echo "make bench-limits    turns at a shared limit beside a plain guarded publish"
 	@echo "make bench-payloads  round trips of large payloads beside small ones"
+	@echo "make bench-telemetry  throughput with metrics, events and traces on and off"
+	@echo "make soak            the live view over 50 peers for ten minutes; fails when anything grows"
+	@echo "make docs            write docs/metrics.md from the catalogue of metrics, and the dashboards"
 	@echo "make clean           remove .venv and caches"
 
 install: $(STAMP)
@@ -30,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "$(PYTHON) is older than 3.11: make PYTHON=/path/to/newer"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[local,agents,llm,support,dev]'
+		--editable '.[local,agents,llm,support,otel,top,dev]'
 	@touch $@
 
 demo: install
@@ -67,6 +70,16 @@ bench-limits: install
 
 bench-payloads: install
 	$(BIN)/python -m ops.bench.payloads
+
+bench-telemetry: install
+	$(BIN)/python -m ops.bench.telemetry
+
+soak: install
+	$(BIN)/python -m ops.soak.top
+
+docs: install
+	$(BIN)/python -m ops.docs.metrics
+	$(BIN)/python -m ops.grafana.build
 
 bench: install
 	$(BIN)/python -m ops.bench.throughput

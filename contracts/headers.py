@@ -16,9 +16,12 @@ OBJECT: Final = "Mesh-Object"
 CONTENT_TYPE: Final = "Content-Type"
 """`application/json` when absent."""
 
-# W3C Trace Context, https://www.w3.org/TR/trace-context/
+# W3C Trace Context, https://www.w3.org/TR/trace-context/, and Baggage, https://www.w3.org/TR/baggage/
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
+BAGGAGE: Final = "baggage"
+TRACE: Final = (TRACEPARENT, TRACESTATE, BAGGAGE)
+"""What travels with a task from message to message, so that all that is done for it is one trace."""
 
 # NATS JetStream (ADR-8, ADR-31, ADR-43).
 EXPECTED_SUBJECT_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from contracts.decision import Decision
+from contracts.headers import TRACE
 from contracts.objects import Kept
 from contracts.task import Confidence, Task
 from contracts.wire import Record
@@ -79,9 +80,17 @@ class Send(Struct, frozen=True, kw_only=True, omit_defaults=True):
     payload: Annotated[msgspec.Raw, Meta(description="What it asks with.")]
     task: Annotated[Task, Meta(description="Its envelope.")]
     traceparent: Annotated[str, Meta(description="W3C Trace Context.")] = ""
+    tracestate: Annotated[str, Meta(description="W3C Trace Context, what vendors add to it.")] = ""
+    baggage: Annotated[str, Meta(description="W3C Baggage.")] = ""
     payload_at: Annotated[Kept | None, Meta(description="Where the payload is, if it is too large to stand here.")] = (
         None
     )
+
+    @property
+    def trace(self) -> dict[str, str]:
+        """The headers that carry its trace on; those that say something."""
+        told = zip(TRACE, (self.traceparent, self.tracestate, self.baggage), strict=True)
+        return {name: value for name, value in told if value}
 
 
 class Outcome(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -127,6 +136,7 @@ class AttemptBegan(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     peer: Annotated[str, Meta(description="Id of the peer that began it.")]
     at: Annotated[float, Meta(description="Unix time of its start.")]
+    traceparent: Annotated[str, Meta(description="W3C Trace Context of its run, if that was traced.")] = ""
 
 
 class AttemptEnded(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -141,3 +151,4 @@ class AttemptEnded(Record, frozen=True, kw_only=True, omit_defaults=True):
         bool, Meta(description="Of one that was handed back: a callee said when to come again.")
     ] = False
     decisions: Annotated[tuple[Decision, ...], Meta(description="What the attempt decided until then.")] = ()
+    traceparent: Annotated[str, Meta(description="W3C Trace Context of its run, if that was traced.")] = ""

@@ -311,6 +311,10 @@ class Subjects:
         word = f"task@{lane}" if lane else "task"
         return f"{self._head}{word}.{capability}.>"
 
+    def queue(self, capability: str, lane: str = "") -> str:
+        """What the tasks of a capability in one lane have in common: their subjects without the id."""
+        return self.tasks_of(capability, lane).removesuffix(".>")
+
     def capability_of(self, task_subject: str) -> str:
         """The capability of a task subject, however illegal the rest."""
         return task_subject[len(self._head) :].split(".", 2)[1]

@@ -36,6 +36,7 @@ class Signal(Record, frozen=True, kw_only=True, omit_defaults=True):
     at: Annotated[UnixSeconds, Meta(description="When.")] = 0.0
     is_late: Annotated[bool, Meta(description="Nobody did in time: the wait is over.")] = False
     nonce: Annotated[str, Meta(description="Tells one sender's repetition from another sender.")] = ""
+    traceparent: Annotated[str, Meta(description="W3C Trace Context of who signalled it, if that was traced.")] = ""
 
 
 class HandoffTo(Struct, frozen=True, kw_only=True, omit_defaults=True):

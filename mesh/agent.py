@@ -1,7 +1,7 @@
 """The author's side: an agent is a named set of handlers."""
 
 from collections.abc import Callable, Coroutine
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Concatenate, Protocol, TypeVar, overload
 
 from faststream import FastStream
@@ -19,6 +19,7 @@ from mesh.resilience.breaker import Rules as BreakerRules
 from mesh.resilience.classify import Rules
 from mesh.resilience.retry import DEFAULT_WAIT
 from mesh.settings import Settings
+from mesh.telemetry import logs
 
 I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
 O = TypeVar("O")  # noqa: E741
@@ -199,7 +200,11 @@ class Agent:
         Raises:
             SetupError: MESH_NATS_URL is not set, or the agent handles nothing.
         """
-        return Peer(self.hosted, settings=Settings()).app
+        settings = Settings()
+        app = Peer(self.hosted, settings=settings).app
+        # When it is started, not when its module is imported.
+        app.on_startup(partial(logs.set_up, settings))
+        return app
 
     def __repr__(self) -> str:
         return f"Agent({self.info.name!r}, {sorted(self.capabilities)})"

@@ -317,9 +317,12 @@ _CONTENT_TYPE: Final[Schema] = {
 
 def _task_headers(records: dict[str, Schema]) -> Schema:
     trace = {"type": "string", "description": "W3C Trace Context."}
-    return _headers(
-        {names.TASK: _inside(records["Task"]), **_CONTENT_TYPE, names.TRACEPARENT: trace, names.TRACESTATE: trace}
-    )
+    traced: Schema = {
+        names.TRACEPARENT: trace,
+        names.TRACESTATE: trace,
+        names.BAGGAGE: {"type": "string", "description": "W3C Baggage."},
+    }
+    return _headers({names.TASK: _inside(records["Task"]), **_CONTENT_TYPE, **traced})
 
 
 def _headers(properties: Schema) -> Schema:

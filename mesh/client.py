@@ -34,7 +34,7 @@ from mesh.bus.outsized import whole_outcome
 from mesh.bus.parks import wake_tree
 from mesh.bus.places import Places
 from mesh.bus.records import Stored
-from mesh.bus.steps import send_signal
+from mesh.bus.steps import read_trace, send_signal
 from mesh.bus.submit import Submitter
 from mesh.digest import digest
 from mesh.errors import (
@@ -50,6 +50,9 @@ from mesh.reference import Reference
 from mesh.results import Mapped, value_of
 from mesh.settings import Settings
 from mesh.streaming import Missed, Part, Restarted, follow
+from mesh.telemetry import tracing
+from mesh.telemetry.metrics import distribution_version
+from mesh.telemetry.tracing import DUPLICATE, OFF, Tracing
 from mesh.whereabouts import Whereabouts, find
 
 I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
@@ -143,8 +146,9 @@ class Handle(Generic[O]):
 class Mesh:
     """A client of the mesh, made by `Mesh.connect()`."""
 
-    def __init__(self, bus: Bus, *, sender: Sender) -> None:
+    def __init__(self, bus: Bus, *, sender: Sender, tracing: Tracing = OFF) -> None:
         self.bus = bus
+        self.tracing = tracing
         self.session = f"s-{secrets.token_hex(8)}"
         self._sender = sender
         self._echoes = Echoes(bus)
@@ -156,9 +160,16 @@ class Mesh:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, url: str | None = None, *, settings: Settings | None = None, name: str = "client"
+        cls,
+        url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        name: str = "client",
+        tracer_provider: Any = None,
     ) -> AsyncIterator["Mesh"]:
         """A client until left. `url` goes before MESH_NATS_URL; without either, the mesh that `mesh up` runs here.
+
+        What it submits is traced by OpenTelemetry's `tracer_provider`, or as MESH_TRACES says.
 
         Raises:
             SetupError: no server is named and none runs here.
@@ -166,9 +177,14 @@ class Mesh:
         """
         settings = with_local_server(settings or Settings(), url)
         async with Bus.connect(settings, name) as bus:
-            mesh = cls(bus, sender=Sender(agent=name, role="client"))
-            async with mesh._echoes.open(), mesh._echoes.below(mesh.session), serving() as mesh._fibers:
-                yield mesh
+            told = {"service": name, "instance": name, "version": distribution_version()}
+            traced = tracing.started(settings, provider=tracer_provider, **told)
+            mesh = cls(bus, sender=Sender(agent=name, role="client"), tracing=traced)
+            try:
+                async with mesh._echoes.open(), mesh._echoes.below(mesh.session), serving() as mesh._fibers:
+                    yield mesh
+            finally:
+                await traced.flush()
 
     # Asking.
 
@@ -392,15 +408,33 @@ class Mesh:
         )
         give_up_at = now + (SUBMIT_WITHIN_S if deadline_s is None else deadline_s)
         if line is not None:
-            receipt = await self._places.submit(
-                line, encoded, task, key=key or "", name=task_id, as_type=content_type, give_up_at=give_up_at
-            )
+            placed = Identity(name, f"{line.key}.{task_id}")
+            with self.tracing.submit(placed, task, self._queue(name, task), size=len(encoded)) as span:
+                receipt = await self._places.submit(
+                    line,
+                    encoded,
+                    task,
+                    key=key or "",
+                    name=task_id,
+                    as_type=content_type,
+                    trace=span.headers,
+                    give_up_at=give_up_at,
+                )
+                span.tell({"messaging.message.id": receipt.task.id, "starling.task.id": receipt.task.id})
             expected = self._echoes.expect(receipt.task, is_new=False)
             return Handle(self, expected, shape, is_new=receipt.is_new)
         identity = Identity(name, task_id)
         expected = self._echoes.expect(identity, is_new=key is None)
-        receipt = await self._submitter.submit(identity, encoded, task, as_type=content_type, give_up_at=give_up_at)
+        with self.tracing.submit(identity, task, self._queue(name, task), size=len(encoded)) as span:
+            receipt = await self._submitter.submit(
+                identity, encoded, task, as_type=content_type, trace=span.headers, give_up_at=give_up_at
+            )
+            if not receipt.is_new:
+                span.tell(DUPLICATE)
         return Handle(self, expected, shape, is_new=receipt.is_new)
+
+    def _queue(self, capability: str, task: Task) -> str:
+        return self.bus.subjects.queue(capability, task.priority.lane) if self.tracing.is_on else ""
 
     async def signal(
         self, capability: Reference[Any, Any] | str, key: str, name: str, value: Any = None, *, by: str = ""
@@ -414,14 +448,18 @@ class Mesh:
             ContractError: the name is illegal, or the value cannot travel.
         """
         target = capability.name if isinstance(capability, Reference) else check_capability(capability)
-        signal = Signal(
-            value=msgspec.Raw(payloads.encode(value)),
-            by=by or self._sender.agent,
-            at=time.time(),
-            nonce=secrets.token_hex(8),
-        )
-        ttl_s = self.bus.settings.workflow_ttl_s
-        await send_signal(self.bus, Identity(target, key), check_step_name(name), signal, ttl_s=ttl_s)
+        task, encoded = Identity(target, key), payloads.encode(value)
+        check_step_name(name)
+        of_task = await read_trace(self.bus, task) if self.tracing.is_on else {}
+        with self.tracing.signal(task, name, of_task) as span:
+            signal = Signal(
+                value=msgspec.Raw(encoded),
+                by=by or self._sender.agent,
+                at=time.time(),
+                nonce=secrets.token_hex(8),
+                traceparent=span.traceparent,
+            )
+            await send_signal(self.bus, task, name, signal, ttl_s=self.bus.settings.workflow_ttl_s)
 
     # Looking and cancelling.
 

@@ -49,8 +49,10 @@ from mesh.runtime.timekeeper import Timekeeper
 from mesh.scheduling.bids import Offer
 from mesh.scheduling.lanes import ORDER
 from mesh.settings import Settings
+from mesh.telemetry import logs, tracing
 from mesh.telemetry.http import Pages, served
-from mesh.telemetry.metrics import Metrics
+from mesh.telemetry.metrics import Metrics, distribution_version
+from mesh.telemetry.tracing import Tracing
 from mesh.workflow.durable import Services
 from mesh.workflow.limits import Limiter
 
@@ -69,13 +71,16 @@ Hosted = tuple[AgentInfo, Sequence[Capability[Any, Any, Any]]]
 class Peer:
     """One process's share of the mesh: agents, their slots, and the planes they speak on.
 
+    Runs are traced by OpenTelemetry's `tracer_provider`, or as MESH_TRACES says.
+
     Raises:
         SetupError: no capability to serve, two handlers for one capability, or no server to connect to.
     """
 
-    def __init__(self, *hosted: Hosted, settings: Settings | None = None) -> None:
+    def __init__(self, *hosted: Hosted, settings: Settings | None = None, tracer_provider: Any = None) -> None:
         self.settings = settings = settings or Settings()
         self.hosted = hosted
+        self._tracer_provider = tracer_provider
         capabilities = [capability for _, offered in hosted for capability in offered]
         names = [capability.name for capability in capabilities]
         if not names:
@@ -313,6 +318,7 @@ class Peer:
 
     async def _live(self) -> None:
         await self._connected.wait()
+        logs.of_peer(self.id)
         connection = self.broker.connection
         async with self.bus.open(connection), AsyncExitStack() as stack:
             elections = consumer_elections(self.settings.subjects.stream)
@@ -322,6 +328,8 @@ class Peer:
             await self._learn()
             await stack.enter_async_context(self.host.heartbeat.running())
             pages = Pages(self.metrics.registry, self.is_healthy, self.is_ready)
+            self.host.tracing = self._traced()
+            stack.push_async_callback(self.host.tracing.flush)
             self.metrics_url = stack.enter_context(
                 served(pages, host=self.settings.http_host, port=self.settings.http_port)
                 if self.settings.http_port >= 0
@@ -351,6 +359,11 @@ class Peer:
                 await self._drain.wait()
                 await self._hand_over()
         self._drained.set()
+
+    def _traced(self) -> Tracing:
+        service = "+".join(agent.name for agent, _ in self.hosted)[:64]
+        told = {"service": service, "instance": self.id, "version": distribution_version()}
+        return tracing.started(self.settings, provider=self._tracer_provider, **told)
 
     async def _hand_over(self) -> None:
         self.state = PeerState.DRAINING

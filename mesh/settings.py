@@ -87,6 +87,11 @@ class Settings(BaseSettings):
     http_port: int = Field(default=0, ge=-1, le=65535, description="0 takes a free port, -1 serves nothing.")
     peer_name: str | None = Field(default=None, description="Start of the peer's id; the host's name if unset.")
     log_level: str = "INFO"
+    log_format: Literal["text", "json"] = Field(default="text", description="json: one object a line.")
+    traces: Literal["off", "auto", "otlp"] = Field(
+        default="auto",
+        description="auto: to the process's OpenTelemetry provider, if it has one. otlp: to where OTEL_* say.",
+    )
 
     @cached_property
     def subjects(self) -> Subjects:
@@ -102,3 +107,4 @@ class LLMSettings(BaseSettings):
     api_key: SecretStr | None = Field(default=None, description="Endpoints of your own may need none.")
     model: str | None = Field(default=None, description="The model's name at the endpoint.")
     timeout_s: float = Field(default=120.0, gt=0, description="Longest silence of the endpoint.")
+    trace_content: bool = Field(default=False, description="Record prompts and answers in traces, not only their size.")

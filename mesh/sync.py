@@ -35,14 +35,20 @@ T = TypeVar("T")
 
 
 @contextmanager
-def connect(url: str | None = None, *, settings: Settings | None = None, name: str = "client") -> Iterator["Mesh"]:
+def connect(
+    url: str | None = None, *, settings: Settings | None = None, name: str = "client", tracer_provider: Any = None
+) -> Iterator["Mesh"]:
     """A client until left. `url` goes before MESH_NATS_URL; without either, the mesh that `mesh up` runs here.
+
+    What it submits is traced by OpenTelemetry's `tracer_provider`, or as MESH_TRACES says.
 
     Raises:
         SetupError: no server is named and none runs here.
         BusUnavailable: no server answered within `connect_within_s`.
     """
-    thread = _LoopThread(lambda: client.Mesh.connect(url, settings=settings, name=name))
+    thread = _LoopThread(
+        lambda: client.Mesh.connect(url, settings=settings, name=name, tracer_provider=tracer_provider)
+    )
     mesh = thread.start()
     try:
         yield Mesh(mesh, thread)

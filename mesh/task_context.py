@@ -14,6 +14,7 @@ import msgspec
 from contracts import wire
 from contracts.decision import Decision
 from contracts.errors import ContractError
+from contracts.headers import BAGGAGE, TRACEPARENT, TRACESTATE
 from contracts.limit import Limit
 from contracts.outcome import DecidedBy, Send, Spent
 from contracts.subjects import SESSION, Identity, check_capability, check_key, child_id
@@ -22,6 +23,8 @@ from contracts.wire import ContentType
 from mesh import payload as payloads
 from mesh.digest import digest
 from mesh.limits import Holds, MemoryLimits
+from mesh.telemetry.logs import TaskLog
+from mesh.telemetry.tracing import OFF, Tracing
 
 PARTS_KEPT = 1_000
 SENDS_MAX = 1_000
@@ -50,7 +53,8 @@ class TaskContext:
         *,
         attempt: int = 1,
         content_type: ContentType = "application/json",
-        traceparent: str = "",
+        trace: Mapping[str, str] | None = None,
+        tracing: Tracing = OFF,
         timeout_at: float | None = None,
         me: Sender | None = None,
         emit_part: EmitPart | None = None,
@@ -61,7 +65,11 @@ class TaskContext:
         self.identity = identity
         self.task = task or Task()
         self.attempt = attempt
-        self.traceparent = traceparent
+        self.trace = trace or {}
+        """Headers by which what this task asks for, or a call outside, continues its trace."""
+        self._tracing = tracing
+        self.has_model_spans = False
+        """Whether requests to models have spans of their own below the run's."""
         self.timeout_at = timeout_at
         self.parts_emitted = 0
         self.sends: list[Send] = []
@@ -84,14 +92,23 @@ class TaskContext:
     @cached_property
     def log(self) -> "logging.LoggerAdapter[logging.Logger]":
         """A logger that names the task and the attempt."""
-        return logging.LoggerAdapter(
-            logging.getLogger(f"mesh.handler.{self.capability}"), {"task": str(self.identity), "attempt": self.attempt}
-        )
+        told = {"capability": self.capability, "task_id": self.id, "attempt": self.attempt}
+        return TaskLog(logging.getLogger(f"mesh.handler.{self.capability}"), told)
 
     @cached_property
     def parts(self) -> deque[tuple[int, Any]]:
         """The last parts this attempt streamed, each with its sequence."""
         return deque(maxlen=PARTS_KEPT)
+
+    @property
+    def traceparent(self) -> str:
+        """The W3C Trace Context that this task stands in; empty where it is not traced."""
+        return self.trace.get(TRACEPARENT, "")
+
+    @property
+    def tracer_provider(self) -> Any:
+        """OpenTelemetry's provider that records this task's spans; None where it is not traced."""
+        return self._tracing.provider
 
     @property
     def id(self) -> str:
@@ -160,9 +177,13 @@ class TaskContext:
         if any(send.capability == target and send.id == child for send in self.sends):
             raise ContractError(f"{target}/{child} is sent already: give each send its own name")
         deadline = self.deadline if deadline_s is None else time.time() + deadline_s
-        self.sends.append(
-            self._child(target, child, encoded, asked, deadline=deadline, reason=reason, confidence=confidence)
-        )
+        with self._tracing.create(Identity(target, child)) as span:
+            trace = span.headers or self.trace
+            self.sends.append(
+                self._child(
+                    target, child, encoded, asked, deadline=deadline, reason=reason, confidence=confidence, trace=trace
+                )
+            )
         return child
 
     def spent(self, *, tokens_in: int = 0, tokens_out: int = 0, usd: float = 0.0) -> None:
@@ -266,6 +287,7 @@ class TaskContext:
         deadline: float | None,
         reason: str,
         confidence: float | None,
+        trace: Mapping[str, str] | None = None,
         **more: Any,
     ) -> Send:
         task = Task(
@@ -283,8 +305,15 @@ class TaskContext:
                 **more,
             },
         )
+        trace = self.trace if trace is None else trace
         return Send(
-            capability=capability, id=child, payload=msgspec.Raw(encoded), task=task, traceparent=self.traceparent
+            capability=capability,
+            id=child,
+            payload=msgspec.Raw(encoded),
+            task=task,
+            traceparent=trace.get(TRACEPARENT, ""),
+            tracestate=trace.get(TRACESTATE, ""),
+            baggage=trace.get(BAGGAGE, ""),
         )
 
     def _child_lineage(self) -> tuple[str, ...]:

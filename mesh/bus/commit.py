@@ -120,7 +120,7 @@ async def relay(bus: Bus, outcome: Outcome, *, as_type: ContentType) -> int:
     repeated = 0
     for send in outcome.sends:
         child = Identity(send.capability, send.id)
-        body, headers = bytes(send.payload), task_headers(send.task, as_type, send.traceparent)
+        body, headers = bytes(send.payload), task_headers(send.task, as_type, send.trace)
         if send.payload_at is not None:
             body, marked = objects.reference(send.payload_at)
             headers |= marked
@@ -136,7 +136,7 @@ async def bury(bus: Bus, task: Identity, delivery: Delivery, failure: Failure, *
     kept = {
         name: value
         for name, value in delivery.headers.items()
-        if name in (names.TASK, names.OBJECT, names.CONTENT_TYPE, names.TRACEPARENT, names.TRACESTATE)
+        if name in (names.TASK, names.OBJECT, names.CONTENT_TYPE, *names.TRACE)
     }
     headers = {**kept, names.DEAD: wire.encode(failure).decode(), names.TTL: ttl(ttl_s)}
     subject = bus.subjects.dead_letter(task)

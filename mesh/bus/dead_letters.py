@@ -35,7 +35,7 @@ from mesh.bus.replies import STREAM_NOT_FOUND, ApiError
 from mesh.bus.submit import guard
 from mesh.errors import ObjectGone
 
-_KEPT = (names.TASK, names.CONTENT_TYPE, names.TRACEPARENT, names.TRACESTATE)
+_KEPT = (names.TASK, names.CONTENT_TYPE, *names.TRACE)
 
 
 @dataclass(frozen=True, slots=True)

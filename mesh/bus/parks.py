@@ -29,7 +29,7 @@ from mesh.bus.leader import standing
 from mesh.bus.pull import Delivery
 from mesh.bus.records import RETRY_S, Stored, read
 
-_KEPT = (names.OBJECT, names.CONTENT_TYPE, names.TRACEPARENT, names.TRACESTATE)
+_KEPT = (names.OBJECT, names.CONTENT_TYPE, *names.TRACE)
 AGAIN_S_MAX = 2.0
 
 

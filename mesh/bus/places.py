@@ -18,6 +18,7 @@ A task in a line is submitted at the position after the last one that is known t
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -107,6 +108,7 @@ class Places:
         key: str,
         name: str,
         as_type: ContentType = "application/json",
+        trace: Mapping[str, str] | None = None,
         give_up_at: float,
     ) -> Receipt:
         """Store a task at the end of its line.
@@ -122,14 +124,14 @@ class Places:
             PublishUnconfirmed: the last try got no answer; it may be stored.
         """
         if len(payload) <= objects.inline_max(self._bus):
-            wanted = Wanted(line, key, name, payload, task, as_type, payload, {})
+            wanted = Wanted(line, key, name, payload, task, as_type, payload, dict(trace or {}))
             return await self._submit(wanted, Try(), give_up_at=give_up_at)
         # Its id is not known before it has a position.
         place = Identity(line.capability, line.key)
         kept = await self._submitter.keep(place, payload, as_type=as_type, give_up_at=give_up_at)
         kept = msgspec.structs.replace(kept, line=line.key)
         body, marked = objects.reference(kept)
-        wanted = Wanted(line, key, name, payload, objects.referring(task), as_type, body, marked)
+        wanted = Wanted(line, key, name, payload, objects.referring(task), as_type, body, {**marked, **(trace or {})})
         state = Try()
         try:
             receipt = await self._submit(wanted, state, give_up_at=give_up_at)

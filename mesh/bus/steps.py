@@ -8,7 +8,7 @@ from contracts.subjects import Identity
 from contracts.wire import ContentType, Record
 from contracts.workflow import Signal
 from mesh.bus.commit import create_once, ttl
-from mesh.bus.connection import Bus
+from mesh.bus.connection import Bus, Headers
 from mesh.bus.leader import read_at_leader
 from mesh.bus.parks import wake
 from mesh.bus.records import read, read_many
@@ -57,6 +57,14 @@ async def write_step(
 def signal_name(name: str) -> str:
     """The step under which a signal is recorded."""
     return f"~~signal-{name}"
+
+
+async def read_trace(bus: Bus, task: Identity) -> Headers:
+    """What carries the trace of a task that is queued, running or parked; empty where nothing does."""
+    subjects = bus.subjects
+    standing = await read_many(bus, [subjects.park(task), *subjects.queued(task)])
+    kept: Headers = next((stored.headers for stored in standing if stored is not None), {})
+    return {name: kept[name] for name in names.TRACE if name in kept}
 
 
 async def send_signal(bus: Bus, task: Identity, name: str, signal: Signal, *, ttl_s: float) -> None:

@@ -8,6 +8,7 @@ a task is queued, running, parked or its result is kept, submitting it again sta
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from contracts import headers as names
@@ -84,13 +85,13 @@ def guard(bus: Bus, task: Identity) -> Headers:
     }
 
 
-def task_headers(task: Task, as_type: ContentType, traceparent: str = "") -> Headers:
-    """Headers that carry a task's envelope."""
+def task_headers(task: Task, as_type: ContentType, trace: Mapping[str, str] | None = None) -> Headers:
+    """Headers that carry a task's envelope, and the trace it belongs to."""
     found = {names.TASK: wire.encode(task).decode()}
     if as_type != wire.JSON:
         found[names.CONTENT_TYPE] = as_type
-    if traceparent:
-        found[names.TRACEPARENT] = traceparent
+    if trace:
+        found.update(trace)
     return found
 
 
@@ -117,7 +118,7 @@ class Submitter:
         task: Task,
         *,
         as_type: ContentType = "application/json",
-        traceparent: str = "",
+        trace: Mapping[str, str] | None = None,
         give_up_at: float,
         is_only: bool = False,
     ) -> Receipt:
@@ -134,7 +135,7 @@ class Submitter:
             BusUnavailable: no server answered in time; it was not stored.
             PublishUnconfirmed: the last try got no answer; it may be stored.
         """
-        headers = {**task_headers(task, as_type, traceparent), **guard(self._bus, identity)}
+        headers = {**task_headers(task, as_type, trace), **guard(self._bus, identity)}
         if is_only:
             headers[names.EXPECTED_SUBJECT] = self._bus.subjects.any_state(Identity("*", identity.id))
         if len(payload) <= objects.inline_max(self._bus):
@@ -146,7 +147,7 @@ class Submitter:
             return Receipt(identity, known.sequence, known)
         kept = await self.keep(identity, payload, as_type=as_type, give_up_at=give_up_at)
         body, marked = objects.reference(kept)
-        headers |= {**task_headers(objects.referring(task), as_type, traceparent), **marked}
+        headers |= {**task_headers(objects.referring(task), as_type, trace), **marked}
         sending = Sending(payload, body, headers, kept)
         try:
             receipt = await self._publish(identity, task, sending, give_up_at=give_up_at, is_only=is_only)

@@ -33,9 +33,11 @@ def run(
 ) -> None:
     """Run one peer in this process, hosting every agent found; SIGTERM and Ctrl-C drain it.
 
-    Logs go to standard error, from MESH_LOG_LEVEL up.
+    Logs go to standard error, from MESH_LOG_LEVEL up; MESH_LOG_FORMAT=json has one JSON object a line.
     """
-    _log_from(console.settings().log_level)
+    from mesh.telemetry import logs
+
+    logs.set_up(console.settings())
 
     from mesh.cli.loading import load_agents
     from mesh.peer import Peer
@@ -76,12 +78,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def _log_from(level: str) -> None:
-    from mesh.errors import SetupError
-
-    known = logging.getLevelNamesMapping()
-    if level.upper() not in known:
-        raise SetupError(f"MESH_LOG_LEVEL is {level!r}; it may be {', '.join(sorted(known, key=known.__getitem__))}")
-    logging.basicConfig(stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")

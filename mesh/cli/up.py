@@ -148,7 +148,10 @@ class Crew:
                 _signal(process, signal.SIGTERM)
             async with asyncio.TaskGroup() as relays:
                 relays.create_task(_relay(process.stdout, _prefixed(number, name, sys.stdout.isatty()), sys.stdout))
-                relays.create_task(_relay(process.stderr, _prefixed(number, name, sys.stderr.isatty()), sys.stderr))
+                # A JSON line names its peer itself.
+                is_json = self._settings.log_format == "json"
+                told = _bare if is_json else _prefixed(number, name, sys.stderr.isatty())
+                relays.create_task(_relay(process.stderr, told, sys.stderr))
             return await process.wait()
         finally:
             _signal(process, signal.SIGKILL)
@@ -240,6 +243,10 @@ def _prefixed(number: int, name: str, is_coloured: bool) -> Callable[[str], str]
     if is_coloured:
         head = f"\x1b[{COLOURS[(number - 1) % len(COLOURS)]}m{head}\x1b[0m"
     return lambda line: head + line
+
+
+def _bare(line: str) -> str:
+    return line
 
 
 def _signal(process: Process, signum: int) -> None:

@@ -32,6 +32,8 @@ class Ledger:
     began: frozenset[int] = frozenset()
     ended: tuple[tuple[int, AttemptEnded], ...] = ()
     is_redelivered: bool = False
+    traced: tuple[tuple[int, str], ...] = ()
+    """The trace contexts of the attempts that told one, by number, ascending."""
 
     @property
     def last(self) -> int:

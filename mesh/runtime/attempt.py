@@ -30,10 +30,12 @@ from mesh.bus.records import read_many
 from mesh.bus.steps import write_step
 from mesh.errors import BusUnavailable, ObjectGone
 from mesh.resilience.retry import Ledger, spent_attempts
+from mesh.runtime import traced
 from mesh.runtime.handling import TIMEOUT_SLACK_S, UNDO_SHARE, Handling, answer, failed
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.turn import check_order, look_at_line, parks_for_turn
 from mesh.runtime.verdict import Answer, Answered, HandBack, Parked, Reason, Superseded, Verdict
+from mesh.telemetry import logs
 from mesh.workflow.closing import CLOSING
 from mesh.workflow.durable import SAGA
 
@@ -85,6 +87,7 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
 
     attempt.number = ledger.last + 1
     attempt.decided_before = ledger.decisions
+    logs.of_task(attempt.identity.capability, attempt.identity.id, attempt.number)
     attempt.is_early = in_line(attempt.identity) is not None
     as_type: ContentType = "application/json"
     try:
@@ -139,6 +142,7 @@ async def judge(host: Host, attempt: Attempt) -> Verdict:
             return answer(host, attempt, status=Status.CANCELLED)
 
     handling = Handling(host, attempt, argument, as_type, ledger, is_first=is_first_look)
+    traced.begin(host, attempt, ledger)
     is_on_record = attempt.number > 1 or attempt.is_wake or was_parked or capability.limits.attempts == 1
     if is_on_record and not await _begin(host, attempt, ledger):
         return HandBack(Reason.BEGUN, delay_s=host.settings.ack_wait_s / 4)
@@ -224,7 +228,8 @@ async def _history(host: Host, attempt: Attempt, as_type: ContentType) -> Histor
 async def _begin(host: Host, attempt: Attempt, ledger: Ledger) -> bool:
     """Put the attempt on record. False: another peer did."""
     ttl_s = attempt.ledger_ttl_s(host.settings)
-    if not await record_began(host.bus, attempt.identity, attempt.number, peer=host.peer, ttl_s=ttl_s):
+    told = {"peer": host.peer, "traceparent": attempt.span.traceparent}
+    if not await record_began(host.bus, attempt.identity, attempt.number, ttl_s=ttl_s, **told):
         return False
     if ledger.crashes:
         await host.tell(EventKind.TAKEN_OVER, attempt.identity)
@@ -236,6 +241,7 @@ async def _begin(host: Host, attempt: Attempt, ledger: Ledger) -> bool:
 async def _undo(handling: Handling, outcome: Outcome) -> Verdict:
     """End with an outcome, once everything is undone that is on record as done."""
     host, attempt = handling.host, handling.attempt
+    attempt.span.event("undoes what it did")
     ttl_s = max(1.0, attempt.keep_until(host.settings) - time.time())
     closing = Closing(outcome=outcome)
     closing = await write_step(host.bus, attempt.identity, FAILED, closing, ttl_s=ttl_s, as_type=handling.as_type)

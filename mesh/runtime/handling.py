@@ -29,6 +29,7 @@ from mesh.resilience.classify import Meaning, Rules, classify
 from mesh.resilience.retry import Ledger, spent_throttles, throttled_wait_s, wait_s
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.verdict import Answer, HandBack, Park, Reason, Retry, Verdict
+from mesh.telemetry.tracing import carried
 from mesh.workflow.closing import CLOSING, closing_of, conclude, value_to_close
 from mesh.workflow.durable import DurableContext, Unwinding
 from mesh.workflow.flow import Flow
@@ -91,6 +92,11 @@ class Handling:
                     verdict = self._answered(await capability.call(self._argument, context))
         except Exception as error:  # noqa: BLE001  # the one place where a handler's errors become values
             verdict = self._failed(error)
+            is_failure = isinstance(verdict, Retry) or (
+                isinstance(verdict, Answer) and verdict.outcome.status is not Status.CANCELLED
+            )
+            if is_failure and not (self._is_parked() or self._is_overtaken()):
+                attempt.span.failed(error)
         finally:
             self._count(time.perf_counter() - began)
             await self._close()
@@ -255,7 +261,8 @@ class Handling:
         common: dict[str, Any] = {
             "attempt": attempt.number,
             "content_type": self.as_type,
-            "traceparent": attempt.delivery.headers.get(names.TRACEPARENT, ""),
+            "trace": attempt.span.headers or carried(attempt.delivery.headers),
+            "tracing": host.tracing,
             "me": attempt.me,
             "emit_part": emit_part,
             "guard": self._guard,
@@ -287,6 +294,7 @@ class Handling:
             escalations=attempt.metrics.escalations,
             tell=host.tell,
             is_unwinding=is_unwinding,
+            span=attempt.span,
             **common,
         )
 

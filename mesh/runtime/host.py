@@ -33,6 +33,7 @@ from mesh.runtime.lag import Lag
 from mesh.scheduling.bids import Offer
 from mesh.settings import Settings
 from mesh.telemetry.metrics import CapabilityMetrics, Metrics
+from mesh.telemetry.tracing import NO_SPAN, OFF, Span, Tracing
 from mesh.workflow.durable import DurableContext, Services
 from mesh.workflow.flow import Flow
 from mesh.workflow.slots import Slot
@@ -86,8 +87,15 @@ class Attempt:
     """How long its handler ran, waits included."""
     handler_s: float = 0.0
     """How much of that it held its slot, and did not wait for its turn at a limit."""
+    span: Span = NO_SPAN
+    """The run's, from just before its handler runs until the delivery is settled."""
     mark: Mark | None = None
     """How far its line had come when it was looked at."""
+
+    @property
+    def has_model_spans(self) -> bool:
+        """Whether requests to models have spans of their own below the run's."""
+        return self.context is not None and self.context.has_model_spans
 
     @property
     def kept(self) -> Kept | None:
@@ -182,6 +190,7 @@ class Host:
     events: Events
     offers_of: Callable[[str], Iterable[Offer]]
     """What other peers that take work of a capability offer, as they told lately."""
+    tracing: Tracing = OFF
     lag: Lag = field(default_factory=Lag)
     answered: Answered = field(default_factory=Answered)
     waiting: OrderedDict[Identity, Attempt] = field(default_factory=OrderedDict)

@@ -20,6 +20,7 @@ from mesh.bus.pull import Delivery
 from mesh.capability import Capability
 from mesh.context import BlockingContext
 from mesh.errors import BusUnavailable, PublishRejected, PublishUnconfirmed
+from mesh.runtime import traced
 from mesh.runtime.attempt import judge
 from mesh.runtime.handling import TIMEOUT_SLACK_S
 from mesh.runtime.host import Attempt, Host
@@ -161,6 +162,7 @@ class Intake:
                 verdict = HandBack(Reason.MALFORMED, delay_s=REFUSED_AGAIN_S)
             except (BusUnavailable, PublishUnconfirmed):
                 verdict = HandBack(Reason.BUS_AWAY, delay_s=1.0)
+            traced.judged(host, attempt, verdict)
             # What fails soon is not fast.
             if isinstance(verdict, Answer) and verdict.outcome.status is Status.DONE:
                 self.offering.observe(attempt.held_s, attempt.payload_class)
@@ -174,6 +176,7 @@ class Intake:
             if attempt.slot_at:
                 mesh_s = time.perf_counter() - attempt.slot_at - attempt.ran_s
                 self._metrics.worked(handler_s=attempt.handler_s, mesh_s=mesh_s)
+            attempt.span.end()
             host.heartbeat.end(attempt.row)
             del host.running[attempt.identity]
             host.keep_parts(attempt)

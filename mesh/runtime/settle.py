@@ -89,6 +89,7 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
             host.bus, attempt.identity, wire.encode(outcome, as_type), ttl_s=ttl_s, as_type=as_type, held=held
         )
     took_s = time.perf_counter() - began
+    attempt.span.event("committed" if found is None else "another result stands")
     if taken.kept:
         await _keep_taken(host, taken, outcome, found, ttl_s=ttl_s, took_s=took_s)
     if found is not None:
@@ -141,6 +142,7 @@ async def _finish(host: Host, attempt: Attempt, outcome: Outcome, as_type: Conte
         host.heartbeat.change(attempt.row, attempt.delivery, for_s=HOLD_S)
         repeated = await relay(host.bus, outcome, as_type=as_type)
         attempt.metrics.duplicates["submit"].inc(repeated)
+        attempt.span.event("relayed", {"starling.sends": len(outcome.sends)})
     if outcome.status is Status.FAILED and outcome.failure is not None:
         ttl_s = host.settings.dead_letter_ttl_s
         if (kept := attempt.kept) is not None:
@@ -267,6 +269,7 @@ async def _hand_back(
 
 
 async def _record_ended(host: Host, attempt: Attempt, end: AttemptEnded) -> None:
+    end = msgspec.structs.replace(end, traceparent=attempt.span.traceparent) if attempt.span.headers else end
     ttl_s = attempt.ledger_ttl_s(host.settings)
     if attempt.decisions:
         end = msgspec.structs.replace(end, decisions=attempt.decisions)

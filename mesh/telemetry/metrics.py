@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from contracts.errors import ContractError
 from contracts.outcome import DecidedBy, Outcome, Spent, Status
 from contracts.subjects import SESSION, check_capability
-from mesh.telemetry import catalogue
+from mesh.telemetry import catalogue, tracing
 from mesh.telemetry.catalogue import CALLERS_MAX, CHOICE_LENGTH_MAX, CHOICES_MAX, CLIENT, NAMES_MAX, NO_LIMIT, OTHERS
 from mesh.telemetry.cells import (
     Count,
@@ -43,7 +43,7 @@ class Metrics:
 
     def __init__(self, *, is_on: bool = True) -> None:
         self.registry = CollectorRegistry()
-        self.exemplar: Callable[[], Trace | None] = lambda: None
+        self.exemplar: Callable[[], Trace | None] = tracing.exemplar
         """The labels of an exemplar for what is observed now, `trace_id` among them; None where nothing is traced."""
         self._is_on = is_on
         self._families: list[Counts | Distributions] = []

@@ -5,7 +5,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from mesh.agent import Agent
 from mesh.fibers import serving
@@ -19,9 +19,9 @@ READY_WITHIN_S = 30.0
 
 
 @asynccontextmanager
-async def hosting(*agents: Agent, settings: Settings) -> AsyncIterator[Peer]:
+async def hosting(*agents: Agent, settings: Settings, tracer_provider: Any = None) -> AsyncIterator[Peer]:
     """A ready peer that hosts the agents until left, and then drains."""
-    peer = Peer(*(agent.hosted for agent in agents), settings=settings)
+    peer = Peer(*(agent.hosted for agent in agents), settings=settings, tracer_provider=tracer_provider)
     async with serving() as fibers:
         running = fibers.create_task(peer.run())
         try:

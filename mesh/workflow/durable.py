@@ -44,6 +44,7 @@ from mesh.fibers import serving
 from mesh.limits import WITHIN_S, Grant
 from mesh.settings import Settings
 from mesh.telemetry.cells import Count
+from mesh.telemetry.tracing import DUPLICATE, NO_SPAN, Span, found_on_record
 from mesh.verbs import Answered, Asked
 from mesh.workflow.flow import Flow
 from mesh.workflow.inbox import Inbox
@@ -53,6 +54,8 @@ from mesh.workflow.parking import Wait
 SUBMIT_WITHIN_S = 30.0
 LOOK_EVERY_S = 0.5
 STANDS_STILL_S = 0.25
+_BOOKKEEPING = ("~~version-", "~~sleep-", "~~patience-")
+"""Steps that only fix something: no span is spent on them."""
 """A run that only undoes has come as far as it can when none of its branches found a record for so long."""
 SAGA = "~~saga"
 """The step that says that a task has something to undo."""
@@ -114,9 +117,11 @@ class DurableContext(Context):
         escalations: Count,
         tell: Tell,
         is_unwinding: bool = False,
+        span: Span = NO_SPAN,
         **more: Any,
     ) -> None:
         super().__init__(*arguments, **more)
+        self._span = span
         self.keep_until = keep_until
         self.has_records = False
         """Whether this run made or found a record of the task."""
@@ -168,6 +173,7 @@ class DurableContext(Context):
                 stored = await (read_at_leader(self._bus, self.identity, record) if surely else read(self._bus, record))
                 if stored is not None:
                     self._steps["replayed"].inc()
+                    found_on_record()
                     found = await self._whole(asked, self._found(asked, stored))
                     await self._went_on(is_failure=found.outcome.failure is not None)
                     return found
@@ -221,7 +227,8 @@ class DurableContext(Context):
             await self._unwind()
         self._steps["ran"].inc()
         async with self._flow.working():
-            step = await run()
+            with self._tracing.step(name.removeprefix("~~")) if not name.startswith(_BOOKKEEPING) else NO_SPAN:
+                step = await run()
             limit = self._services.settings.payload_bytes_max
             if step.value is not msgspec.UNSET and len(bytes(step.value)) > limit:
                 raise ContractError(f"value of {len(bytes(step.value))} bytes of step {name!r} exceeds {limit} bytes")
@@ -244,8 +251,10 @@ class DurableContext(Context):
             await self._unwind()
         self._check_kept(due)
         is_long = wait_s > self._services.settings.hot_wait_s
+        self._span.event("sleeps", {"starling.wait_s": wait_s})
         async with self._flow.waiting(Wait(due=due, is_long=is_long)):
             await asyncio.sleep(wait_s)
+        self._span.event("slept")
 
     async def _signalled(self, name: str, within_s: float | None) -> bytes:
         self.has_records = True
@@ -259,11 +268,14 @@ class DurableContext(Context):
         if signal is None and self._is_unwinding:
             await self._unwind()
         if signal is None:
+            self._span.event("waits for a signal", {"starling.signal": name})
             wait = Wait((self._bus.subjects.step(self.identity, record),), due, is_long=True)
             async with self._flow.waiting(wait):
                 signal = await self._await_signal(record, due)
         if signal.is_late:
             raise NobodyAnswered(f"nobody signalled {name!r} to {self.identity} within {within_s:g} s")
+        self._span.event("signalled", {"starling.signal": name, "starling.by": signal.by})
+        self._span.link(signal.traceparent)
         return bytes(signal.value)
 
     async def _await_signal(self, record: str, due: float | None) -> Signal:
@@ -283,6 +295,7 @@ class DurableContext(Context):
                 if found is not None:
                     return
             await self._services.inbox.admit(asked.identity)
+        self._span.event("asks a person", {"starling.task.id": asked.identity.id})
 
     def _passes_on(self, *, is_rung: bool) -> None:
         rung, tail = (self._escalations, EventKind.ESCALATED), (self._handoffs, EventKind.HANDED_OFF)
@@ -310,6 +323,15 @@ class DurableContext(Context):
         limit = self._services.settings.payload_bytes_max
         if len(bytes(send.payload)) > limit:
             raise ContractError(f"payload of {len(bytes(send.payload))} bytes exceeds {limit} bytes")
+        queue = self._bus.subjects.queue(send.capability, send.task.priority.lane) if self._tracing.is_on else ""
+        with self._tracing.submit(asked.identity, send.task, queue, size=len(bytes(send.payload))) as span:
+            existing = await self._submit_traced(asked, span)
+            if existing is not None:
+                span.tell(DUPLICATE)
+            return existing
+
+    async def _submit_traced(self, asked: Asked[Any], span: Span) -> Stored | None:
+        send = asked.send
         while True:
             try:
                 receipt = await self._services.submitter.submit(
@@ -317,7 +339,7 @@ class DurableContext(Context):
                     bytes(send.payload),
                     send.task,
                     as_type=self.content_type,
-                    traceparent=send.traceparent,
+                    trace=span.headers or send.trace,
                     give_up_at=time.time() + SUBMIT_WITHIN_S,
                     is_only=asked.is_named,
                 )

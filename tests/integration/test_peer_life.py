@@ -1,11 +1,13 @@
 """A peer's life: ready, paused, draining, and what it tells about itself."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
 import urllib.error
 import urllib.request
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -283,16 +285,20 @@ async def test_faststream_runs_an_agents_app_and_ends_it_on_sigterm(
 ) -> None:
     (tmp_path / "greeter.py").write_text(AGENT_FILE)
     environment = {**os.environ, "MESH_NATS_URL": str(settings.nats_url), "MESH_PREFIX": settings.prefix}
+    environment["MESH_LOG_FORMAT"] = "json"
     command = Path(sys.executable).with_name("faststream")
     process = await asyncio.create_subprocess_exec(
-        command, "run", "greeter:agent.app", "--app-dir", str(tmp_path), env=environment, cwd=tmp_path
+        command, "run", "greeter:agent.app", "--app-dir", str(tmp_path), env=environment, cwd=tmp_path, stderr=PIPE
     )
     try:
         assert await (await mesh.submit("greet", "Ada", returns=str)).result(within_s=30) == "Hello Ada"
 
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(20):
-            assert await process.wait() == 0
+            _, logged = await process.communicate()
+        assert process.returncode == 0
+        told = [json.loads(line) for line in logged.decode().splitlines() if line.startswith("{")]
+        assert {line["message"].partition(" ")[2] for line in told if "message" in line} >= {"serves greet"}
     finally:
         if process.returncode is None:
             process.kill()

@@ -28,7 +28,9 @@ async def pack(order: Order) -> None:
 
 
 def context(task: Task | None = None, task_id: str = "order-42") -> Context:
-    return Context(Identity("sell", task_id), task, me=Sender(agent="tester", role="shop"), traceparent="00-ab-cd-01")
+    return Context(
+        Identity("sell", task_id), task, me=Sender(agent="tester", role="shop"), trace={"traceparent": "00-ab-cd-01"}
+    )
 
 
 def test_a_child_is_named_by_what_is_asked() -> None:

@@ -11,6 +11,7 @@ from mesh.context import Context
 from mesh.ext.pydantic_ai.errors import translated
 from mesh.ext.pydantic_ai.offers import Lookup, Tool, live_offers, offered
 from mesh.ext.pydantic_ai.recording import OnMesh
+from mesh.ext.pydantic_ai.spans import Replaying, instrumentation
 from mesh.ext.pydantic_ai.toolset import CapabilityTools
 
 D = TypeVar("D")
@@ -56,13 +57,22 @@ class Durable(Generic[D, O]):
                 usage is reached, or the LLM is set up in a way that cannot work.
             ContractError: a response or a tool's result is too large to be recorded.
         """
-        with translated(self.llm):
+        replaying = Replaying()
+        with translated(self.llm), replaying.scope():
             offers = await offered(self.tools, ctx, self.lookup)
             return await self.llm.run(
                 prompt,
                 deps=deps,
                 message_history=list(history) or None,
                 usage_limits=usage_limits,
-                toolsets=[CapabilityTools(offers, ctx)] if offers else None,
-                capabilities=[OnMesh(ctx, name=self.llm.name or ctx.capability, is_streaming=self.is_streaming)],
+                toolsets=[CapabilityTools(offers, ctx, replaying)] if offers else None,
+                capabilities=[
+                    OnMesh(
+                        ctx,
+                        name=self.llm.name or ctx.capability,
+                        is_streaming=self.is_streaming,
+                        replaying=replaying,
+                    ),
+                    *instrumentation(self.llm, ctx),
+                ],
             )

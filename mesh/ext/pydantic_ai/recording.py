@@ -12,7 +12,6 @@ it travels; a tool's `ModelRetry` and the like travel as values. Here each becom
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -36,6 +35,7 @@ from mesh.digest import digest
 from mesh.ext.pydantic_ai import parts
 from mesh.ext.pydantic_ai.naming import base_name, numbered
 from mesh.ext.pydantic_ai.price import usd_of
+from mesh.ext.pydantic_ai.spans import Replaying
 from mesh.payload import encode
 
 P = TypeVar("P")
@@ -72,11 +72,11 @@ class OnMesh(BaseDurabilityCapability[Any]):
         toolset_lifecycles={"function": "enter-always", "mcp": "enter-in-durable-unit", "dynamic": "enter-never"},
     )
 
-    def __init__(self, ctx: Context, *, name: str, is_streaming: bool) -> None:
+    def __init__(self, ctx: Context, *, name: str, is_streaming: bool, replaying: Replaying) -> None:
         emitting = parts.emitting(ctx) if is_streaming else None
         super().__init__(name=name, event_stream_handler=emitting)
         self._ctx = ctx
-        self._steps = Steps(ctx, is_streaming=is_streaming)
+        self._steps = Steps(ctx, is_streaming=is_streaming, replaying=replaying)
 
     @property
     def in_durable_context(self) -> bool:
@@ -95,12 +95,13 @@ class OnMesh(BaseDurabilityCapability[Any]):
 class Steps(DurableOperationBackend[None]):
     """Runs each operation in a step of its own."""
 
-    def __init__(self, ctx: Context, *, is_streaming: bool) -> None:
+    def __init__(self, ctx: Context, *, is_streaming: bool, replaying: Replaying) -> None:
         self._ctx = ctx
         self._is_streaming = is_streaming
+        self._replaying = replaying
 
     def bind(self, operation: DurableOperation[P, W, R]) -> BoundDurableOperation[P, W, R]:
-        return _Recorded(operation, self._ctx, is_streaming=self._is_streaming)
+        return _Recorded(operation, self._ctx, is_streaming=self._is_streaming, replaying=self._replaying)
 
     def config_for_tool(
         self, operation: DurableOperation[P, W, R], *, tool: Any, tool_name: str
@@ -113,10 +114,13 @@ class Steps(DurableOperationBackend[None]):
 
 
 class _Recorded(BoundDurableOperation[P, W, R], Generic[P, W, R]):
-    def __init__(self, operation: DurableOperation[P, W, R], ctx: Context, *, is_streaming: bool) -> None:
+    def __init__(
+        self, operation: DurableOperation[P, W, R], ctx: Context, *, is_streaming: bool, replaying: Replaying
+    ) -> None:
         self._operation = operation
         self._ctx = ctx
         self._is_streaming = is_streaming
+        self._replaying = replaying
 
     @property
     def operation(self) -> DurableOperation[P, W, R]:
@@ -129,11 +133,19 @@ class _Recorded(BoundDurableOperation[P, W, R], Generic[P, W, R]):
         name = numbered(self._ctx, base_name(operation_id, params))
         if isinstance(params, ModelRequestParams):
             return await self._answered(name, params)
-        return self._operation.result_codec.load(await self._ctx.step(name, partial(self._run, params), returns=Any))
+        was_run = False
+        self._replaying.goes_on()
 
-    async def _run(self, params: Any) -> Any:
-        with durable_unit_scope():
-            return self._operation.result_codec.dump(await self._operation.handler(params))
+        async def run() -> Any:
+            nonlocal was_run
+            was_run = True
+            with durable_unit_scope():
+                return self._operation.result_codec.dump(await self._operation.handler(params))
+
+        try:
+            return self._operation.result_codec.load(await self._ctx.step(name, run, returns=Any))
+        finally:
+            self._replaying.ended(was_run=was_run)
 
     async def _answered(self, name: str, params: ModelRequestParams) -> R:
         was_asked = False
@@ -143,7 +155,10 @@ class _Recorded(BoundDurableOperation[P, W, R], Generic[P, W, R]):
             was_asked = True
             return await self._ask(params)
 
-        answered = await self._ctx.step(name, ask, returns=Answered)
+        try:
+            answered = await self._ctx.step(name, ask, returns=Answered)
+        finally:
+            self._replaying.ended(was_run=was_asked, is_request=True)
         result = self._operation.result_codec.load(answered.response)
         if isinstance(result, ModelResponse) and self._is_streaming and not was_asked:
             await parts.emit_again(self._ctx, result)

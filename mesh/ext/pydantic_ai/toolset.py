@@ -16,7 +16,9 @@ from contracts.outcome import FailureKind
 from mesh.context import Context
 from mesh.errors import TaskFailed, TaskUnfinished
 from mesh.ext.pydantic_ai.offers import Callee
+from mesh.ext.pydantic_ai.spans import Replaying
 from mesh.payload import ANYTHING, encode
+from mesh.telemetry.tracing import watching_replay
 
 PAYLOAD: Final = "payload"
 """The one argument of a capability whose payload is no object."""
@@ -26,9 +28,10 @@ _OBJECT: Final = SchemaValidator(core_schema.dict_schema(core_schema.str_schema(
 class CapabilityTools(AbstractToolset[Any]):
     """Tools that ask the mesh, on behalf of a task."""
 
-    def __init__(self, callees: Sequence[Callee], ctx: Context) -> None:
+    def __init__(self, callees: Sequence[Callee], ctx: Context, replaying: Replaying | None = None) -> None:
         self._callees = {callee.offer.capability: callee for callee in callees}
         self._ctx = ctx
+        self._replaying = replaying or Replaying()
 
     @property
     def id(self) -> str:
@@ -47,17 +50,25 @@ class CapabilityTools(AbstractToolset[Any]):
     ) -> Any:
         callee = self._callees[name]
         payload = arguments(callee.offer.input_schema).payload_of(tool_args)
+        self._replaying.goes_on()
         try:
-            if callee.reference is None:
-                return await self._ctx.call(name, payload)
-            value = await self._ctx.call(callee.reference, _typed(callee, payload))
+            with watching_replay() as replay:
+                try:
+                    value = await self._call(name, callee, payload)
+                finally:
+                    self._replaying.ended(was_run=not replay.was_found)
         except TaskFailed as failed:
             if failed.failure.kind is FailureKind.CONTRACT:
                 raise ModelRetry(failed.failure.message) from failed
             raise ToolFailed(str(failed)) from failed
         except TaskUnfinished as unfinished:
             raise ToolFailed(str(unfinished)) from unfinished
-        return ANYTHING.decode(encode(value))
+        return value if callee.reference is None else ANYTHING.decode(encode(value))
+
+    async def _call(self, name: str, callee: Callee, payload: Any) -> Any:
+        if callee.reference is None:
+            return await self._ctx.call(name, payload)
+        return await self._ctx.call(callee.reference, _typed(callee, payload))
 
 
 class Arguments(NamedTuple):
