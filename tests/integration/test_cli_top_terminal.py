@@ -100,8 +100,8 @@ async def test_an_operator_sees_what_is_done_who_is_gone_and_when_nothing_is_kno
     settings = fresh_settings(server.url)
     command = [sys.executable, "-m", "mesh", "top"]
     async with fleet(settings, tmp_path) as (peers, env), Mesh.connect(settings=settings, name="web") as mesh:
-        # Terminals without colours, and slow ones, are terminals as well.
-        env = env | {"NO_COLOR": "1"}
+        # A terminal without colours, in a shell that exports the size it had.
+        env = env | {"NO_COLOR": "1", "COLUMNS": "80", "LINES": "24"}
         await eventually(lambda: _ready(mesh), within_s=60)
         async with terminal(command, env=env, cwd=tmp_path) as opened, serving(_load(mesh)):
             eight = await _until(opened, lambda screen: "8 live peers" in screen, within_s=60)

@@ -9,12 +9,13 @@ from mesh.cli.console import length, one_line
 from mesh.cli.map.model import Edge, EdgeKind, Map, Service, named
 
 NOBODY = "(no owner)"
+NOTE_LENGTH_MAX = 1_000
 
 
 def text(found: Map, now: float) -> Iterator[str]:
     """Lines, grouped by owner: each capability with who offers it, who asks for it, and what it asks for."""
     for owner in found.owners:
-        yield owner or NOBODY
+        yield one_line(owner) or NOBODY
         for service in found.services:
             if service.owner == owner:
                 yield from _service(service, found, now)
@@ -27,7 +28,8 @@ def text(found: Map, now: float) -> Iterator[str]:
         yield ""
     if found.notes:
         yield "notes"
-        yield from (f"  ! {note}" for note in found.notes)
+        # Names in them are peers' own, and may be anything.
+        yield from (f"  ! {one_line(note, NOTE_LENGTH_MAX)}" for note in found.notes)
 
 
 def _service(service: Service, found: Map, now: float) -> Iterator[str]:

@@ -49,10 +49,14 @@ def top(
 
 async def _live(every: float) -> None:
     import logging
+    import os
 
     from mesh.cli.top.collector import Collector
     from mesh.cli.top.view import Top
 
+    for exported in ("COLUMNS", "LINES"):
+        # They are believed before the terminal is asked, and stay as they were when its window changes.
+        os.environ.pop(exported, None)
     # What is logged would be written across the screen, which says the same.
     logging.getLogger().addHandler(logging.NullHandler())
     async with console.connected() as bus:
