@@ -1,0 +1,1 @@
+"""Grafana dashboards of a mesh: `boards` says what they show, `build` writes them."""
