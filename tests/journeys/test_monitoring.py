@@ -31,7 +31,7 @@ TROUBLE = {
     "MeshTasksUnserved": {""},
 }
 """What has to fire, and whose it is."""
-CALM = {"MeshNoPeerReady", "MeshStreamNearlyFull", "MeshSurveyStale", "MeshOverheadHigh"}
+CALM = {"MeshStreamNearlyFull", "MeshSurveyStale"}
 """What must not."""
 
 
