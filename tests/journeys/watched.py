@@ -49,10 +49,10 @@ THRESHOLDS = {
 
 
 def tool(name: str) -> str:
-    """The path of a program of Debian's package `prometheus`. Where it is missing tests are skipped, but not in CI."""
+    """The path of a program of Prometheus. Where it is missing tests are skipped, but not in CI."""
     found = shutil.which(name)
     if found is None:
-        why = f"{name} is not installed: apt-get install --no-install-recommends prometheus"
+        why = f"{name} is not installed: apt-get install --no-install-recommends prometheus prometheus-alertmanager"
         if os.environ.get("CI") == "true":
             pytest.fail(why)
         pytest.skip(why)

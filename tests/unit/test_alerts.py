@@ -165,3 +165,28 @@ def unknown(words: list[str]) -> list[str]:
         command, words = commands[words[0]], words[1:]
     options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     return [word for word in words if word.startswith("-") and word not in options | {"--help", "-h"}]
+
+
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        (("owner=team-desk", "severity=page"), "team-desk-pager"),
+        (("owner=team-errands", "severity=ticket"), "team-errands"),
+        (("severity=page",), "platform-pager"),
+        (("owner=unheard-of", "severity=ticket"), "platform"),
+    ],
+)
+def test_an_alert_reaches_its_owner(labels: tuple[str, ...], receiver: str) -> None:
+    config = PROMETHEUS / "alertmanager.yml"
+    command = [tool("amtool"), "config", "routes", "test", f"--config.file={config}", *labels]
+
+    routed = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert routed.stdout.strip() == receiver
+
+
+def test_the_routes_name_alerts_that_there_are() -> None:
+    config = (PROMETHEUS / "alertmanager.yml").read_text()
+
+    subprocess.run([tool("amtool"), "check-config", str(PROMETHEUS / "alertmanager.yml")], check=True)
+    assert set(re.findall(r"\bMesh[A-Z]\w+", config)) <= ALERTS.keys()
