@@ -190,3 +190,10 @@ def test_the_routes_name_alerts_that_there_are() -> None:
 
     subprocess.run([tool("amtool"), "check-config", str(PROMETHEUS / "alertmanager.yml")], check=True)
     assert set(re.findall(r"\bMesh[A-Z]\w+", config)) <= ALERTS.keys()
+
+
+def test_the_page_lists_each_alert_as_it_is() -> None:
+    page = (ROOT / "docs/monitoring.md").read_text()
+    listed = re.findall(r"^\| \[(\w+)\]\(\.\./ops/runbooks/\1\.md\) \| (\w+) \| .* \| (\w+) \|$", page, re.MULTILINE)
+
+    assert listed == [(name, alert["labels"]["severity"], alert["for"]) for name, alert in ALERTS.items()]
