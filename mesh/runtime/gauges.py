@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from prometheus_client import ProcessCollector
 from prometheus_client.core import Metric as Shown
 
 from mesh.resilience.breaker import State
@@ -13,6 +14,11 @@ from mesh.scheduling.lanes import NORMAL, ORDER
 from mesh.telemetry import catalogue
 from mesh.telemetry.cells import counter, gauge
 from mesh.telemetry.metrics import distribution_version
+
+OF_PROCESS = {
+    "process_start_time_seconds": catalogue.STARTED_AT,
+    "process_resident_memory_bytes": catalogue.MEMORY_BYTES,
+}
 
 
 class Gauges:
@@ -30,6 +36,7 @@ class Gauges:
         self._intakes = intakes
         self._is_ready = is_ready
         self._live_peers = live_peers
+        self._process = ProcessCollector(registry=None)
         self._build = {"version": distribution_version(), "python": platform.python_version()}
 
     def read(self) -> Iterator[Shown]:
@@ -87,3 +94,6 @@ class Gauges:
         build = gauge(catalogue.BUILD_INFO)
         build.add_metric([self._build[label] for label in catalogue.BUILD_INFO.labels], 1)
         yield build
+        for shown in self._process.collect():
+            if (metric := OF_PROCESS.get(shown.name)) is not None:
+                yield gauge(metric, shown.samples[0].value)

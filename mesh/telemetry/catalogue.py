@@ -530,6 +530,20 @@ RECONNECTIONS = Metric(
     "Reconnections to NATS since the start.",
     "Is the connection to the server sound?",
 )
+STARTED_AT = Metric(
+    "mesh_start_time_seconds",
+    "gauge",
+    Group.PEER,
+    "Unix time of the process's start. Left out where the system does not tell.",
+    "Does it crash and start again?",
+)
+MEMORY_BYTES = Metric(
+    "mesh_memory_bytes",
+    "gauge",
+    Group.PEER,
+    "Memory that the process holds. Left out where the system does not tell.",
+    "Does it grow?",
+)
 EVENTS = Metric(
     "mesh_events_total",
     "counter",

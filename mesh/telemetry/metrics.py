@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.core import Metric as Shown
 from prometheus_client.registry import Collector
@@ -43,8 +43,6 @@ class Metrics:
 
     def __init__(self, *, is_on: bool = True) -> None:
         self.registry = CollectorRegistry()
-        # Memory, processor and time of start, under the names that every Prometheus client uses.
-        ProcessCollector(registry=self.registry)
         self.exemplar: Callable[[], Trace | None] = tracing.exemplar
         """The labels of an exemplar for what is observed now, `trace_id` among them; None where nothing is traced."""
         self._is_on = is_on

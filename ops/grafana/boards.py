@@ -221,13 +221,13 @@ FLEET: Final = Board(
                 graph(
                     "Memory",
                     "Which peer grows?",
-                    Query('process_resident_memory_bytes{job="mesh"}', "{{instance}}"),
+                    Query('mesh_memory_bytes{job="mesh"}', "{{instance}}"),
                     unit="bytes",
                 ),
                 graph(
-                    "Processor",
-                    "Which peer is busy? 1 is one core.",
-                    Query('rate(process_cpu_seconds_total{job="mesh"}[$__rate_interval])', "{{instance}}"),
+                    "Connections",
+                    "Is a peer cut off from NATS again and again?",
+                    Query("sum by (instance) (increase(mesh_reconnections_total[$__rate_interval]))", "{{instance}}"),
                 ),
                 table(
                     "Versions of Starling",
@@ -611,10 +611,10 @@ RELIABILITY: Final = Board(
                     "Starts of peers",
                     "Do peers crash?",
                     Query(
-                        'sum(changes(process_start_time_seconds{job="mesh"}[$__range]))', "restarts in the time shown"
+                        'sum(changes(mesh_start_time_seconds{job="mesh"}[$__range]))', "restarts in the time shown"
                     ),
                     Query(
-                        'count(time() - process_start_time_seconds{job="mesh"} < 900)', "up for less than 15 minutes"
+                        'count(time() - mesh_start_time_seconds{job="mesh"} < 900)', "up for less than 15 minutes"
                     ),
                 ),
             ),

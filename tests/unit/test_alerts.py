@@ -18,7 +18,6 @@ from tests.journeys.watched import for_all, hurried, tool
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "ops/prometheus"
 RUNBOOKS = ROOT / "ops/runbooks"
-OF_PROCESSES = {"process_start_time_seconds", "process_resident_memory_bytes", "process_cpu_seconds_total"}
 OF_PROMETHEUS = {"ALERTS", "up"}
 HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
 
@@ -34,7 +33,7 @@ RECORDED = {rule["record"] for rule in rules("thresholds", "recording")}
 
 def exported() -> set[str]:
     """Every series that there is where peers are scraped."""
-    found = OF_PROMETHEUS | OF_PROCESSES
+    found = set(OF_PROMETHEUS)
     for metric in catalogue.CATALOGUE:
         parts = HISTOGRAM_PARTS if metric.type == "histogram" else ("",)
         found |= {metric.name + part for part in parts}
