@@ -3,7 +3,10 @@
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from mesh import Mesh
 from mesh.bus import control
@@ -11,6 +14,7 @@ from mesh.settings import Settings
 from mesh.testing import eventually
 from ops.grafana.boards import BOARDS
 from tests.journeys.watched import fleet, for_all, keep_targets, prometheus, remaining, submit_all, texts, tool
+from tests.otlp import Collector, collecting
 
 WITHIN_S = 60.0
 TROUBLE = {
@@ -35,8 +39,14 @@ CALM = {"MeshStreamNearlyFull", "MeshSurveyStale"}
 """What must not."""
 
 
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as found:
+        yield found
+
+
 async def test_no_dashboard_is_empty_and_the_alerts_that_should_fire_do(
-    settings: Settings, mesh: Mesh, tmp_path: Path
+    settings: Settings, mesh: Mesh, tmp_path: Path, collector: Collector
 ) -> None:
     tool("prometheus")
     short = settings.model_copy(
@@ -48,11 +58,11 @@ async def test_no_dashboard_is_empty_and_the_alerts_that_should_fire_do(
 
     async with (
         prometheus(tmp_path) as watching,
-        fleet(short, "desk", "errands", "mesh.human", size=3, log=log) as peers,
+        fleet(short, "desk", "errands", "mesh.human", size=3, log=log, collector=collector.url) as peers,
         asyncio.TaskGroup() as fibers,
     ):
         looking = fibers.create_task(keep_targets(mesh.bus, tmp_path / "targets/peers.json"))
-        async with fleet(short, "alone", size=1, log=log):
+        async with fleet(short, "alone", size=1, log=log, collector=collector.url):
             await eventually(lambda: watching.values("count(mesh_ready == 1) >= 4"), within_s=WITHIN_S, every_s=0.5)
             await control.pause(mesh.bus, "closed", by="test", reason="to see it")
             # A pull that is on its way yet would still take some.
@@ -82,8 +92,10 @@ async def test_no_dashboard_is_empty_and_the_alerts_that_should_fire_do(
             await submitting
             looking.cancel()
         fired, rules = await watching.fired(), await watching.rules()
+        traced = await watching.trace_ids("mesh_task_run_seconds_bucket")
 
     assert {name: owners & fired[name] for name, owners in TROUBLE.items()} == TROUBLE
     assert not CALM & fired.keys()
+    assert traced & {span.span.trace_id.hex() for span in collector.spans}
     assert {rule["name"]: rule["lastError"] for rule in rules if rule["health"] != "ok"} == {}
     assert [text for text in texts(rules) if "<no value>" in text or "error" in text.lower()] == []

@@ -110,6 +110,11 @@ class Prometheus:
             fired.setdefault(series["metric"]["alertname"], set()).add(series["metric"].get("owner", ""))
         return fired
 
+    async def trace_ids(self, query: str) -> set[str]:
+        """The traces that exemplars of a series name."""
+        found = await self.ask("query_exemplars", query=query, start=str(self._since), end=str(time.time()))
+        return {one["labels"]["trace_id"] for series in found for one in series["exemplars"]}
+
     async def rules(self) -> list[dict[str, Any]]:
         """Every rule as it stands: its health, its last error, its alerts."""
         return [rule for group in (await self.ask("rules"))["groups"] for rule in group["rules"]]
@@ -169,13 +174,16 @@ async def prometheus(folder: Path) -> AsyncIterator[Prometheus]:
 
 
 @asynccontextmanager
-async def fleet(settings: Settings, *agents: str, size: int, log: Path) -> AsyncIterator[Fleet]:
-    """Peers as processes that host the agents of `watched_agents` with these names, and `mesh.human` where asked."""
+async def fleet(settings: Settings, *agents: str, size: int, log: Path, collector: str) -> AsyncIterator[Fleet]:
+    """Peers as processes that host the agents of `watched_agents` with these names, and `mesh.human` where asked.
+
+    Their spans go to the collector.
+    """
     found = [name if "." in name else f"{AGENTS}:{name}" for name in agents]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
     chosen = settings.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     variables |= {f"MESH_{name.upper()}": str(value) for name, value in chosen.items()}
-    variables["PYTHONPATH"] = str(ROOT)
+    variables |= {"PYTHONPATH": str(ROOT), "MESH_TRACES": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": collector}
     command = (sys.executable, "-m", "mesh", "run", "--until-stdin-ends", *found)
     history = History(log.with_suffix(".jsonl"))
     async with Fleet(command, size=size, env=variables, cwd=ROOT, history=history, log=log).running() as running:
