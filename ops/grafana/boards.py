@@ -610,12 +610,8 @@ RELIABILITY: Final = Board(
                 graph(
                     "Starts of peers",
                     "Do peers crash?",
-                    Query(
-                        'sum(changes(mesh_start_time_seconds{job="mesh"}[$__range]))', "restarts in the time shown"
-                    ),
-                    Query(
-                        'count(time() - mesh_start_time_seconds{job="mesh"} < 900)', "up for less than 15 minutes"
-                    ),
+                    Query('sum(changes(mesh_start_time_seconds{job="mesh"}[$__range]))', "restarts in the time shown"),
+                    Query('count(time() - mesh_start_time_seconds{job="mesh"} < 900)', "up for less than 15 minutes"),
                 ),
             ),
         ),
