@@ -45,6 +45,7 @@ def collector() -> Iterator[Collector]:
         yield found
 
 
+@pytest.mark.timeout(240)
 async def test_no_dashboard_is_empty_and_the_alerts_that_should_fire_do(
     settings: Settings, mesh: Mesh, tmp_path: Path, collector: Collector
 ) -> None:
