@@ -323,8 +323,11 @@ class Peer:
         async with self.bus.open(connection), AsyncExitStack() as stack:
             elections = consumer_elections(self.settings.subjects.stream)
             await stack.enter_async_context(self.bus.listening(elections, self._elected))
-            for difference in (await self._ensure()).tolerated:
+            ensured = await self._ensure()
+            for difference in ensured.tolerated:
                 log.warning("kept as the server has it: %s", difference)
+            for told in ensured.refused:
+                log.warning("%s; this peer goes on without it", told)
             await self._learn()
             await stack.enter_async_context(self.host.heartbeat.running())
             pages = Pages(self.metrics.registry, self.is_healthy, self.is_ready)

@@ -42,6 +42,8 @@ class Spec:
     stream: str
     name: str
     config: Mapping[str, Any]
+    is_optional: bool = False
+    """Nothing that is promised rests on it: where the server refuses it, the mesh does without."""
 
     def __str__(self) -> str:
         return self.name if self.kind == "stream" else f"{self.stream} > {self.name}"
@@ -58,7 +60,7 @@ class Difference:
 
     @property
     def is_essential(self) -> bool:
-        return self.field not in _TUNABLE
+        return self.field not in _TUNABLE and not self.spec.is_optional
 
     def __str__(self) -> str:
         return f"{self.spec}: {self.field} is {self.actual!r}, wanted {self.wanted!r}"
@@ -66,11 +68,12 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Ensured:
-    """What `ensure` found: names it made or changed, and tunables that differ."""
+    """What `ensure` found: names it made or changed, tunables that differ, and why what is optional is not there."""
 
     created: tuple[str, ...] = ()
     migrated: tuple[str, ...] = ()
     tolerated: tuple[Difference, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 def streams(settings: Settings) -> tuple[Spec, ...]:
@@ -198,6 +201,7 @@ def streams(settings: Settings) -> tuple[Spec, ...]:
             "max_age": int(settings.events_ttl_s * NANOS),
             "num_replicas": settings.replicas,
         },
+        is_optional=True,
     )
     return mesh, control, timers, lines, limits, objects, events
 
@@ -259,17 +263,24 @@ async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> E
 
     Raises:
         TopologyDrift: something essential differs (and, with `migrate`, cannot be changed).
-        SetupError: the server cannot hold what is asked for.
+        SetupError: the server cannot hold what is asked for, and it is not optional.
         BusUnavailable, PublishUnconfirmed: no answer now; repeat it.
     """
     created: list[str] = []
     migrated: list[str] = []
     tolerated: list[Difference] = []
+    refused: list[str] = []
     for spec in specs:
         actual = await inspect(bus, spec)
         if actual is None:
-            if await _create(bus, spec):
-                created.append(str(spec))
+            try:
+                if await _create(bus, spec):
+                    created.append(str(spec))
+            except SetupError as error:
+                if not spec.is_optional:
+                    raise
+                refused.append(str(error))
+                continue
             actual = await _appeared(bus, spec)
         found = differences(spec, actual["config"])
         if found and migrate:
@@ -283,7 +294,7 @@ async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> E
             )
         else:
             tolerated += found
-    return Ensured(tuple(created), tuple(migrated), tuple(tolerated))
+    return Ensured(tuple(created), tuple(migrated), tuple(tolerated), tuple(refused))
 
 
 async def inspect(bus: Bus, spec: Spec) -> dict[str, Any] | None:

@@ -113,7 +113,7 @@ async def gather(bus: "Bus", sync: Sync | None) -> Facts:
         facts,
         drift=(
             *(Drift(str(difference), is_essential=difference.is_essential) for difference in streams.differences),
-            *(Drift(f"{spec.kind} {spec} is missing", is_essential=True) for spec in streams.missing),
+            *(Drift(f"{spec.kind} {spec} is missing", is_essential=not spec.is_optional) for spec in streams.missing),
         ),
         stream=streams.mesh,
         clocks=(Clock("the server's clock", streams.mesh.server_ahead_s, streams.mesh.server_ahead_error_s),),

@@ -248,6 +248,31 @@ async def test_a_mesh_that_was_made_without_the_stream_gets_it(mesh: Mesh, setti
     assert config["discard"] == "old"
 
 
+async def test_a_peer_serves_where_the_server_has_no_room_for_events(
+    mesh: Mesh, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    await mesh.bus.api(f"STREAM.DELETE.{mesh.bus.subjects.event_stream}")
+
+    async with hosting(agent, settings=settings.model_copy(update={"events_bytes_max": 2**60})):
+        outcome = await (await mesh.submit("plain", "fine")).outcome(within_s=20)
+
+    assert choices(outcome) == ["fine"]
+    assert f"{mesh.bus.subjects.event_stream}: insufficient storage" in caplog.text
+    assert "this peer goes on without it" in caplog.text
+
+
+async def test_a_stream_of_events_that_an_operator_made_otherwise_is_kept_as_it_is(
+    mesh: Mesh, settings: Settings
+) -> None:
+    (events,) = (spec for spec in topology.streams(settings) if spec.is_optional)
+    await mesh.bus.api(f"STREAM.DELETE.{events.name}")
+    await mesh.bus.api(f"STREAM.CREATE.{events.name}", {"name": events.name, **events.config, "discard": "new"})
+
+    ensured = await topology.ensure(mesh.bus, topology.streams(settings))
+
+    assert [str(difference) for difference in ensured.tolerated] == [f"{events}: discard is 'new', wanted 'old'"]
+
+
 # Reading them.
 
 
