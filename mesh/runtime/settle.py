@@ -85,10 +85,12 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
     except (PublishRejected, ContractError) as error:
         refused = isinstance(error, PublishRejected)
         outcome = _too_large(outcome, f"the server refuses the record: {error}" if refused else str(error))
-        found = await commit(
-            host.bus, attempt.identity, wire.encode(outcome, as_type), ttl_s=ttl_s, as_type=as_type, held=held
-        )
+        record = wire.encode(outcome, as_type)
+        found = await commit(host.bus, attempt.identity, record, ttl_s=ttl_s, as_type=as_type, held=held)
     took_s = time.perf_counter() - began
+    if found is not None and found.data == record:
+        # It is this very one, whose first answer was lost.
+        found = None
     attempt.span.event("committed" if found is None else "another result stands")
     if taken.kept:
         await _keep_taken(host, taken, outcome, found, ttl_s=ttl_s, took_s=took_s)
