@@ -1,6 +1,7 @@
 """People as a capability: `human` waits for somebody to answer a proposal, however long that takes.
 
 Any peer can host it: `mesh up my_agents.py mesh.human`. What waits is parked; `mesh inbox ls` lists it.
+`MESH_INBOX_OWNER` names the team that looks after it.
 """
 
 import time
@@ -10,9 +11,16 @@ from mesh.agent import Agent
 from mesh.context import Context
 from mesh.endings import HUMAN
 from mesh.errors import NobodyAnswered
+from mesh.settings import InboxSettings
 from mesh.verbs import ANSWER
 
-agent = Agent("inbox", version="1", role="people", description="Waits for people's answers.")
+agent = Agent(
+    "inbox",
+    version="1",
+    role="people",
+    owner=InboxSettings().owner,
+    description="Waits for people's answers.",
+)
 
 
 @agent.handles(HUMAN, concurrency=64, timeout_s=30.0)

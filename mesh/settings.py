@@ -98,6 +98,14 @@ class Settings(BaseSettings):
         return Subjects(self.prefix)
 
 
+class InboxSettings(BaseSettings):
+    """Who looks after what waits for people; each field is read from `MESH_INBOX_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="MESH_INBOX_", frozen=True, extra="ignore")
+
+    owner: str = Field(default="", description="The team that is called when proposals wait for too long.")
+
+
 class LLMSettings(BaseSettings):
     """An endpoint that speaks OpenAI's chat completions; each field is read from `MESH_LLM_<NAME>`."""
 

@@ -1,6 +1,8 @@
 """Agents found by file, module and attribute, and what is said where there is none."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,3 +145,14 @@ def test_a_file_that_failed_once_is_tried_anew(folder: Path) -> None:
     (folder / "raises.py").write_text(ONE)
 
     assert names("raises.py") == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "told"), [("people-ops", "people-ops\n"), ("{x", "agent 'inbox': owner '{x' must be letters, digits")]
+)
+def test_the_environment_names_who_looks_after_the_inbox(owner: str, told: str) -> None:
+    asked = [sys.executable, "-c", "import mesh.human; print(mesh.human.agent.info.owner)"]
+    environment = {**os.environ, "MESH_INBOX_OWNER": owner}
+    ended = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
+
+    assert told in ended.stdout + ended.stderr
