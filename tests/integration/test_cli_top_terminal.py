@@ -105,10 +105,10 @@ async def test_an_operator_sees_what_is_done_who_is_gone_and_when_nothing_is_kno
         await eventually(lambda: _ready(mesh), within_s=60)
         async with terminal(command, env=env, cwd=tmp_path) as opened, serving(_load(mesh)):
             eight = await _until(opened, lambda screen: "8 live peers" in screen, within_s=60)
-            loaded = await _until(opened, lambda screen: _rate(screen, "triage") > 15, within_s=60)
+            # Each task has one child; the first rates are of beats that came before the load was even.
+            loaded = await _until(opened, _is_even, within_s=60)
             assert len(eight.splitlines()) <= 24
             assert _row(loaded, "triage")[1] == "ok"
-            assert abs(_rate(loaded, "triage") - _rate(loaded, "lookup")) < 15
 
             await opened.press("2")
             await _until(opened, lambda screen: "[2 peers]" in screen and screen.count(" ready ") == PEERS)
@@ -141,6 +141,11 @@ async def _ready(mesh: Mesh) -> bool:
     from mesh.cli.fleet import describe
 
     return len(await describe(mesh.bus, within_s=0.3)) == PEERS
+
+
+def _is_even(screen: str) -> bool:
+    asked, answered = _rate(screen, "triage"), _rate(screen, "lookup")
+    return asked > 15 and abs(asked - answered) < asked / 3
 
 
 def _rate(screen: str, capability: str) -> float:
