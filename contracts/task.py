@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from contracts.subjects import SESSION
 from contracts.wire import Record
 
 UnixSeconds = Annotated[float, Meta(description="Seconds since 1970-01-01 UTC.")]
@@ -84,3 +85,9 @@ class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
         Meta(description="Handoffs that led here, each `<capability>/<payload digest>`, in order."),
     ] = ()
     order: Annotated[Order | None, Meta(description="Where it stands in a line, if in any.")] = None
+
+    @property
+    def caller(self) -> str:
+        """The capability of the task that asked for this one; empty where a client, or nobody known, did."""
+        asked = self.lineage[-1] if self.lineage else SESSION
+        return "" if asked == SESSION else asked

@@ -42,6 +42,8 @@ class Standing:
 
     count: int
     oldest_at: float | None = None
+    oldest: str = ""
+    """Its subject."""
 
 
 async def queues(bus: Bus) -> tuple[QueueLook, ...]:
@@ -81,7 +83,11 @@ async def standing(bus: Bus, stream: str, filter_subject: str) -> Standing:
         return Standing(0)
     if status is not None:
         raise BusUnavailable(f"stream {stream} does not answer ({status})")
-    return Standing(int(found.get(names.NUM_PENDING, 0)) + 1, unix(found.get(names.STORED_AT, "")) or None)
+    return Standing(
+        int(found.get(names.NUM_PENDING, 0)) + 1,
+        unix(found.get(names.STORED_AT, "")) or None,
+        found.get(names.SUBJECT, ""),
+    )
 
 
 def _look(consumer: dict[str, Any]) -> QueueLook | None:

@@ -16,9 +16,10 @@ import nats.errors
 from contracts.subjects import check_capability
 from mesh.bus import control, topology
 from mesh.bus.connection import Bus
+from mesh.bus.glance import standing
 from mesh.bus.queues import bound_of
 from mesh.bus.records import unix
-from mesh.bus.replies import NO_MESSAGE_FOUND, ApiError
+from mesh.bus.replies import ApiError
 from mesh.bus.topology import Difference, Spec
 from mesh.errors import BusUnavailable, ContractError, PublishUnconfirmed
 
@@ -161,10 +162,10 @@ async def _queue(bus: Bus, spec: Spec, info: dict[str, Any]) -> Queue:
     capability, _, lane = spec.name.partition("@")
     oldest, oldest_s = "", 0.0
     if info["num_pending"] + info["num_ack_pending"]:
-        first = await _first(bus, bus.subjects.tasks_of(capability, lane))
-        if first is not None:
-            address = bus.subjects.parse(first["subject"])
-            oldest, oldest_s = f"{capability}/{address.id}", max(0.0, unix(info["ts"]) - unix(first["time"]))
+        tasks = await standing(bus, spec.stream, bus.subjects.tasks_of(capability, lane))
+        if tasks.oldest_at is not None:
+            oldest = f"{capability}/{bus.subjects.parse(tasks.oldest).id}"
+            oldest_s = max(0.0, unix(info["ts"]) - tasks.oldest_at)
     return Queue(
         name=spec.name,
         capability=capability,
@@ -175,18 +176,6 @@ async def _queue(bus: Bus, spec: Spec, info: dict[str, Any]) -> Queue:
         oldest=oldest,
         oldest_s=oldest_s,
     )
-
-
-async def _first(bus: Bus, filter_subject: str) -> dict[str, Any] | None:
-    """The oldest message that a filter matches, or None where there is none any more."""
-    try:
-        found = await bus.api(f"STREAM.MSG.GET.{bus.subjects.stream}", {"seq": 1, "next_by_subj": filter_subject})
-    except ApiError as error:
-        if error.code == NO_MESSAGE_FOUND:
-            return None
-        raise
-    message: dict[str, Any] = found["message"]
-    return message
 
 
 def _stream(info: dict[str, Any], asked_at: float, answered_at: float) -> Stream:

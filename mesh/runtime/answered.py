@@ -9,7 +9,6 @@ from typing import Final
 
 from contracts.card import Calls
 from contracts.outcome import Status
-from contracts.subjects import SESSION
 from contracts.task import Task
 
 CALLERS_MAX: Final = 100
@@ -45,7 +44,7 @@ class Answered:
         tally = self.of(capability)
         tally.answered += 1
         tally.failed += status in _FAILED
-        caller = caller_of(task)
+        caller = task.caller
         sender = task.sender
         agent, version = (sender.agent, sender.version) if sender is not None else ("", "")
         key = (capability, caller, agent, version)
@@ -81,9 +80,3 @@ class Answered:
         if key not in self._by and len(self._by) >= CALLERS_MAX - len(self._of):
             key = (capability, "", OTHERS, "")
         return self._by.setdefault(key, _Count())
-
-
-def caller_of(task: Task) -> str:
-    """The capability whose task asked for this one; empty where a client or nobody known did."""
-    caller = task.lineage[-1] if task.lineage else ""
-    return "" if caller == SESSION else caller

@@ -28,7 +28,7 @@ from mesh.bus.records import read_many
 from mesh.capability import Capability
 from mesh.errors import PublishRejected
 from mesh.runtime.host import Host, own_ttl_s
-from mesh.runtime.turn import lineage_of, submitted_as
+from mesh.runtime.turn import envelope_of, submitted_as
 
 log = logging.getLogger("mesh.runtime")
 
@@ -112,6 +112,8 @@ class Cancelled:
             if standing is None:
                 metrics = host.metrics.of(capability.name, capability.decided_by)
                 metrics.tasks[Status.CANCELLED].inc()
-                metrics.called(lineage_of(waiting.headers))
+                envelope = envelope_of(waiting.headers)
+                metrics.called(envelope.caller)
                 await host.tell(EventKind.CANCELLED, task)
+                await host.events.ended(task, envelope, capability.agent, outcome)
                 await wake_next(host.bus, task)

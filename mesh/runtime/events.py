@@ -18,7 +18,7 @@ from contracts import wire
 from contracts.decision import Decision, keyed
 from contracts.event import CLIENT, ROUTINE, Event, EventKind
 from contracts.outcome import Outcome
-from contracts.subjects import SESSION, Identity
+from contracts.subjects import Identity
 from contracts.task import Task
 from mesh.bus import events as door
 from mesh.bus.connection import Bus
@@ -74,7 +74,7 @@ class Events:
             agent=agent.name,
             version=agent.version,
             owner=agent.owner,
-            caller=caller_of(envelope),
+            caller=envelope.caller or CLIENT,
             confidence=outcome.confidence,
             spent=outcome.spent,
         )
@@ -132,9 +132,3 @@ class Events:
             self._told[kind].inc()
         else:
             self._lost.inc()
-
-
-def caller_of(task: Task) -> str:
-    """The capability of the task that asked for this one, or `(client)`."""
-    asked = task.lineage[-1] if task.lineage else SESSION
-    return CLIENT if asked == SESSION else asked

@@ -99,7 +99,7 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
         await _finish_found(host, attempt, found)
     else:
         host.answered.note(attempt.identity.capability, attempt.task, outcome.status, at=time.time())
-        metrics.answered(outcome, commit_s=took_s, lineage=attempt.task.lineage)
+        metrics.answered(outcome, commit_s=took_s, caller=attempt.task.caller)
         for one in outcome.decisions:
             metrics.decided(one.choice, one.confidence, model_digest=one.model_digest, prompt_digest=one.prompt_digest)
         if outcome.status is Status.CANCELLED:
@@ -203,7 +203,6 @@ async def _park(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> None:
     await _record_ended(host, attempt, AttemptEnded(how=Ended.PARKED, peer=host.peer, at=time.time()))
     await _tell_decisions(host, attempt, attempt.decisions)
     await keep_parked(host, attempt, waits)
-    await host.tell(EventKind.PARKED, attempt.identity)
     records = [record for wait in waits for record in wait.records]
     is_over = any(await read_many(host.bus, records)) or any(wait.due and wait.due <= time.time() for wait in waits)
     if not is_over:
@@ -228,6 +227,7 @@ async def keep_parked(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> 
     due = next_due(waits, now=now, again_s=host.settings.wake_again_s, limits=limits)
     await set_timer(host.bus, attempt.identity, due)
     attempt.metrics.parks.inc()
+    await host.tell(EventKind.PARKED, attempt.identity)
 
 
 async def _retry(host: Host, attempt: Attempt, retry: Retry) -> None:

@@ -50,16 +50,12 @@ def check_order(attempt: Attempt) -> None:
 
 def submitted_as(headers: Headers) -> str:
     """What tells the submission of a task in a line from others; empty for any other task."""
-    order = _envelope(headers).order
+    order = envelope_of(headers).order
     return "" if order is None else order.submitted_as
 
 
-def lineage_of(headers: Headers) -> tuple[str, ...]:
-    """The lineage of a task that is not run; empty where its envelope cannot be read."""
-    return _envelope(headers).lineage
-
-
-def _envelope(headers: Headers) -> Task:
+def envelope_of(headers: Headers) -> Task:
+    """The envelope of a task that is not run; every default where it cannot be read."""
     try:
         return wire.decode(Task, headers.get(names.TASK, "{}").encode())
     except ContractError:

@@ -9,13 +9,11 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
-from contracts.event import EventKind
+from contracts.event import CLIENT, EventKind
 from contracts.outcome import FailureKind, Status
 
 OTHERS: Final = "(others)"
 """Stands for all values of a label that come after as many as have a series of their own."""
-CLIENT: Final = "(client)"
-"""The caller of a task that no other task asked for."""
 NO_LIMIT: Final = "(none)"
 """The resource of turns where no limit stands."""
 

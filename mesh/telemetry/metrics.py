@@ -14,10 +14,11 @@ from prometheus_client.core import Metric as Shown
 from prometheus_client.registry import Collector
 
 from contracts.errors import ContractError
+from contracts.event import CLIENT
 from contracts.outcome import DecidedBy, Outcome, Spent, Status
-from contracts.subjects import SESSION, check_capability
+from contracts.subjects import check_capability
 from mesh.telemetry import catalogue, tracing
-from mesh.telemetry.catalogue import CALLERS_MAX, CHOICE_LENGTH_MAX, CHOICES_MAX, CLIENT, NAMES_MAX, NO_LIMIT, OTHERS
+from mesh.telemetry.catalogue import CALLERS_MAX, CHOICE_LENGTH_MAX, CHOICES_MAX, NAMES_MAX, NO_LIMIT, OTHERS
 from mesh.telemetry.cells import (
     Count,
     Counts,
@@ -168,14 +169,14 @@ class CapabilityMetrics:
         self._choices = Names(CHOICES_MAX)
         self._calls: dict[str, Count] = {}
 
-    def answered(self, outcome: Outcome, *, commit_s: float, lineage: tuple[str, ...]) -> None:
+    def answered(self, outcome: Outcome, *, commit_s: float, caller: str) -> None:
         """Count a task whose result this peer stored. `lineage` is its envelope's, commit_s how long storing took."""
         trace = self._metrics.exemplar()
         self.tasks[outcome.status].inc()
         self.queue_s.observe(outcome.queue_s, trace)
         self.run_s.observe(outcome.run_s, trace)
         self.commit_s.observe(commit_s, trace)
-        self.called(lineage)
+        self.called(caller)
         if outcome.status is Status.EXPIRED:
             self.deadline_misses.inc()
         if outcome.confidence is not None:
@@ -185,9 +186,8 @@ class CapabilityMetrics:
         if outcome.decided_by is not None:
             self._decided_by(outcome.decided_by)
 
-    def called(self, lineage: tuple[str, ...]) -> None:
-        """Count a task by who asked for it: the last one of its lineage."""
-        caller = lineage[-1] if lineage else SESSION
+    def called(self, caller: str) -> None:
+        """Count a task by who asked for it: a capability, or nobody."""
         count = self._calls.get(caller)
         if count is None:
             count = self._metrics.calls.of(self._caller(caller), self._capability)
@@ -228,7 +228,7 @@ class CapabilityMetrics:
 
     def _caller(self, name: str) -> str:
         """The label of whoever asked: a lineage is what the submitter says it is."""
-        if name == SESSION:
+        if not name:
             return CLIENT
         try:
             check_capability(name)
@@ -245,10 +245,10 @@ class CapabilityMetrics:
 class NothingCounted(CapabilityMetrics):
     """The metrics of a capability where nothing is counted per task."""
 
-    def answered(self, outcome: Outcome, *, commit_s: float, lineage: tuple[str, ...]) -> None:
+    def answered(self, outcome: Outcome, *, commit_s: float, caller: str) -> None:
         return
 
-    def called(self, lineage: tuple[str, ...]) -> None:
+    def called(self, caller: str) -> None:
         return
 
     def spent(self, spent: Spent) -> None:

@@ -17,7 +17,7 @@ from contracts.outcome import Outcome, Status
 from contracts.subjects import Identity
 from contracts.workflow import Answer, Verdict
 from mesh import Agent, BlockingContext, Context, Escalate, Handoff, Ladder, Mesh, Permanent, Transient
-from mesh.bus import topology
+from mesh.bus import control, topology
 from mesh.bus.connection import Bus
 from mesh.bus.history import NoStream, read_on
 from mesh.human import agent as people
@@ -160,6 +160,19 @@ async def test_a_task_that_is_cancelled_while_parked_has_decided_what_it_had(mes
         outcome = await handle.outcome(within_s=20)
 
     assert (outcome.status, choices(outcome)) == (Status.CANCELLED, ["guilty"])
+
+
+async def test_a_task_that_is_cancelled_while_it_is_queued_has_ended(mesh: Mesh, settings: Settings) -> None:
+    async with hosting(agent, settings=settings) as peer:
+        await control.pause(mesh.bus, "judge")
+        await eventually(lambda: peer.host.controls.is_paused("judge"))
+        handle = await mesh.submit("judge", "fine", key="k")
+        await handle.cancel()
+        outcome = await handle.outcome(within_s=20)
+        (ended,) = await eventually(lambda: kept(mesh.bus, task_id="k", kind=EventKind.ENDED))
+
+    assert outcome.status is Status.CANCELLED
+    assert (ended.status, ended.owner, ended.caller) == ("cancelled", "court", "(client)")
 
 
 async def test_who_hands_over_and_who_is_asked_have_each_decided_what_they_did(mesh: Mesh, settings: Settings) -> None:

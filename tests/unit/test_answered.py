@@ -2,7 +2,7 @@
 
 from contracts.outcome import Status
 from contracts.task import Sender, Task
-from mesh.runtime.answered import CALLERS_MAX, NAME_LENGTH_MAX, OTHERS, Answered, caller_of
+from mesh.runtime.answered import CALLERS_MAX, NAME_LENGTH_MAX, OTHERS, Answered
 
 CLIENT = Task(sender=Sender(agent="web", role="client"), lineage=("-",))
 PARENT = Task(sender=Sender(agent="desk", version="2"), lineage=("-", "triage"))
@@ -26,8 +26,8 @@ def test_a_task_of_nobody_known_is_counted() -> None:
 
     (calls,) = answered.calls()
     assert (calls.caller, calls.agent, calls.count) == ("", "", 1)
-    assert caller_of(CLIENT) == ""
-    assert caller_of(PARENT) == "triage"
+    assert CLIENT.caller == ""
+    assert PARENT.caller == "triage"
 
 
 def test_ten_thousand_names_of_clients_take_a_hundred_places_and_lose_no_count() -> None:
