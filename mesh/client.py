@@ -51,7 +51,6 @@ from mesh.results import Mapped, value_of
 from mesh.settings import Settings
 from mesh.streaming import Missed, Part, Restarted, follow
 from mesh.telemetry import tracing
-from mesh.telemetry.metrics import distribution_version
 from mesh.telemetry.tracing import DUPLICATE, OFF, Tracing
 from mesh.whereabouts import Whereabouts, find
 
@@ -177,8 +176,7 @@ class Mesh:
         """
         settings = with_local_server(settings or Settings(), url)
         async with Bus.connect(settings, name) as bus:
-            told = {"service": name, "instance": name, "version": distribution_version()}
-            traced = tracing.started(settings, provider=tracer_provider, **told)
+            traced = tracing.started(settings, provider=tracer_provider, service=name, instance=name)
             mesh = cls(bus, sender=Sender(agent=name, role="client"), tracing=traced)
             try:
                 async with mesh._echoes.open(), mesh._echoes.below(mesh.session), serving() as mesh._fibers:

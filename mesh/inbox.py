@@ -35,10 +35,8 @@ from mesh.endings import HUMAN
 from mesh.errors import ObjectGone, SignalRefused
 from mesh.lineage import number_of
 from mesh.verbs import ANSWER
-from mesh.workflow.inbox import unanswered
+from mesh.workflow.inbox import PAGE, unanswered
 
-PAGE: Final = 200
-"""Proposals read at once; each may be as large as a payload."""
 HANDLE_LENGTH_MIN: Final = 6
 EXPIRE: Final = "expire"
 PATIENCE: Final = f"~~patience-{ANSWER}"

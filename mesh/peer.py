@@ -51,7 +51,7 @@ from mesh.scheduling.lanes import ORDER
 from mesh.settings import Settings
 from mesh.telemetry import logs, tracing
 from mesh.telemetry.http import Pages, served
-from mesh.telemetry.metrics import Metrics, distribution_version
+from mesh.telemetry.metrics import Metrics
 from mesh.telemetry.tracing import Tracing
 from mesh.workflow.durable import Services
 from mesh.workflow.limits import Limiter
@@ -365,8 +365,7 @@ class Peer:
 
     def _traced(self) -> Tracing:
         service = "+".join(agent.name for agent, _ in self.hosted)[:64]
-        told = {"service": service, "instance": self.id, "version": distribution_version()}
-        return tracing.started(self.settings, provider=self._tracer_provider, **told)
+        return tracing.started(self.settings, provider=self._tracer_provider, service=service, instance=self.id)
 
     async def _hand_over(self) -> None:
         self.state = PeerState.DRAINING

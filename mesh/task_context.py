@@ -207,9 +207,8 @@ class TaskContext:
         Raises:
             ContractError: the confidence is outside 0 to 1.
         """
-        if confidence is not None and not 0 <= confidence <= 1:
-            raise ContractError(f"confidence of {confidence:g} is outside 0 to 1")
-        self.confidence = self.confidence if confidence is None else confidence
+        told = checked_confidence(confidence)
+        self.confidence = self.confidence if told is None else told
         self.reason = reason or self.reason
         known = self.decided_by or DecidedBy()
         self.decided_by = DecidedBy(
@@ -246,7 +245,7 @@ class TaskContext:
             choice=_checked("choice", choice, CHOICE_LENGTH_MAX),
             at=time.time(),
             reason=_checked("reason", reason, REASON_LENGTH_MAX),
-            confidence=_checked_confidence(confidence),
+            confidence=checked_confidence(confidence),
             inputs=_checked_inputs(inputs),
             version=self._me.version if self._me is not None else "",
             model=_checked("model", model or known.model, NAME_LENGTH_MAX),
@@ -340,7 +339,12 @@ def _checked(what: str, text: str, most: int) -> str:
     return text
 
 
-def _checked_confidence(confidence: float | None) -> float | None:
+def checked_confidence(confidence: float | None) -> float | None:
+    """A confidence, if it is one.
+
+    Raises:
+        ContractError: it is no number from 0 to 1.
+    """
     if confidence is None:
         return None
     if isinstance(confidence, bool) or not isinstance(confidence, (int, float)):

@@ -45,7 +45,7 @@ from mesh.errors import DuplicateStep, MeshError, NobodyAnswered, NonDeterminism
 from mesh.payload import ANYTHING, Shape, shape_of
 from mesh.reference import Reference
 from mesh.results import Mapped, value_of
-from mesh.task_context import DECISIONS_MAX, TaskContext
+from mesh.task_context import DECISIONS_MAX, TaskContext, checked_confidence
 
 I = TypeVar("I")  # noqa: E741  # the pair reads as input and output
 O = TypeVar("O")  # noqa: E741
@@ -361,8 +361,7 @@ class Verbs(TaskContext):
         """
         if not 0 <= sample <= 1:
             raise ContractError(f"sample of {sample:g} is outside 0 to 1")
-        if confidence is not None and not 0 <= confidence <= 1:
-            raise ContractError(f"confidence of {confidence:g} is outside 0 to 1")
+        confidence = checked_confidence(confidence)
         if within_s is not None and within_s <= 0:
             raise ContractError(f"within_s is {within_s:g}; it must be above 0")
         try:

@@ -13,6 +13,7 @@ from mesh.bus.leader import read_at_leader
 from mesh.bus.parks import wake
 from mesh.bus.records import read, read_many
 from mesh.errors import SignalRefused
+from mesh.telemetry.tracing import carried
 
 R = TypeVar("R", bound=Record)
 
@@ -64,7 +65,7 @@ async def read_trace(bus: Bus, task: Identity) -> Headers:
     subjects = bus.subjects
     standing = await read_many(bus, [subjects.park(task), *subjects.queued(task)])
     kept: Headers = next((stored.headers for stored in standing if stored is not None), {})
-    return {name: kept[name] for name in names.TRACE if name in kept}
+    return carried(kept)
 
 
 async def send_signal(bus: Bus, task: Identity, name: str, signal: Signal, *, ttl_s: float) -> None:

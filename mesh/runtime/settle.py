@@ -100,8 +100,6 @@ async def _answer(host: Host, attempt: Attempt, outcome: Outcome) -> None:
     else:
         host.answered.note(attempt.identity.capability, attempt.task, outcome.status, at=time.time())
         metrics.answered(outcome, commit_s=took_s, caller=attempt.task.caller)
-        for one in outcome.decisions:
-            metrics.decided(one.choice, one.confidence, model_digest=one.model_digest, prompt_digest=one.prompt_digest)
         if outcome.status is Status.CANCELLED:
             await host.tell(EventKind.CANCELLED, attempt.identity)
         await host.events.ended(attempt.identity, attempt.task, attempt.capability.agent, outcome)

@@ -185,6 +185,8 @@ class CapabilityMetrics:
             self.spent(outcome.spent)
         if outcome.decided_by is not None:
             self._decided_by(outcome.decided_by)
+        for one in outcome.decisions:
+            self.decided(one.choice, one.confidence, model_digest=one.model_digest, prompt_digest=one.prompt_digest)
 
     def called(self, caller: str) -> None:
         """Count a task by who asked for it: a capability, or nobody."""

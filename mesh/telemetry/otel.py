@@ -23,6 +23,7 @@ from contracts import headers as names
 from contracts.subjects import Identity
 from contracts.task import Task
 from mesh.errors import SetupError
+from mesh.telemetry.metrics import distribution_version
 from mesh.telemetry.tracing import NO_SPAN, OFF, Attributes, Headers, Span, Tracing, Value, told_by
 
 log = logging.getLogger("mesh.telemetry")
@@ -209,12 +210,13 @@ class OTel(Tracing):
         return RecordedSpan(span, parent)
 
 
-def started(how: str, provider: trace.TracerProvider | None, *, service: str, instance: str, version: str) -> Tracing:
+def started(how: str, provider: trace.TracerProvider | None, *, service: str, instance: str) -> Tracing:
     """Tracing by a provider, the process's own, or one that exports to where the OTEL_* variables say.
 
     Raises:
         SetupError: the exporter cannot be set up.
     """
+    version = distribution_version()
     provider = provider or trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider):
         if how != "otlp":

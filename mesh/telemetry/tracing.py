@@ -122,9 +122,7 @@ _ids: Callable[[], tuple[str, str, bool] | None] | None = None
 """Trace id, span id, and whether it is sampled, of the current span; set once something is traced in this process."""
 
 
-def started(
-    settings: Settings, *, service: str, instance: str = "", version: str = "", provider: Any = None
-) -> Tracing:
+def started(settings: Settings, *, service: str, instance: str = "", provider: Any = None) -> Tracing:
     """The tracing that `MESH_TRACES` asks for, of what calls itself `service` where the environment says no name.
 
     A `provider` records it in place of the process's own, or of one that exports.
@@ -142,7 +140,7 @@ def started(
         if settings.traces == "auto":
             return OFF
         raise SetupError(f"MESH_TRACES is otlp: pip install 'starling-mesh[otel]' ({error})") from error
-    return otel.started(settings.traces, provider, service=service, instance=instance, version=version)
+    return otel.started(settings.traces, provider, service=service, instance=instance)
 
 
 def told_by(read: Callable[[], tuple[str, str, bool] | None]) -> None:

@@ -54,9 +54,9 @@ from mesh.workflow.parking import Wait
 SUBMIT_WITHIN_S = 30.0
 LOOK_EVERY_S = 0.5
 STANDS_STILL_S = 0.25
+"""A run that only undoes has come as far as it can when none of its branches found a record for so long."""
 _BOOKKEEPING = ("~~version-", "~~sleep-", "~~patience-")
 """Steps that only fix something: no span is spent on them."""
-"""A run that only undoes has come as far as it can when none of its branches found a record for so long."""
 SAGA = "~~saga"
 """The step that says that a task has something to undo."""
 

@@ -95,7 +95,7 @@ def test_an_exporter_is_the_process_s_own_provider_named_as_the_environment_or_t
     from mesh.settings import Settings
     from mesh.telemetry import tracing
 
-    first = tracing.started(Settings(traces="otlp"), service="desk", instance="p1", version="1")
+    first = tracing.started(Settings(traces="otlp"), service="desk", instance="p1")
     second = tracing.started(Settings(traces="otlp"), service="other", instance="p2")
     assert first.provider is second.provider is trace.get_tracer_provider()
     told = first.provider.resource.attributes
