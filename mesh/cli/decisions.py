@@ -2,18 +2,16 @@
 
 import time
 from collections.abc import Iterable
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from contracts.errors import ContractError
 from contracts.subjects import check_capability
 from mesh.cli import console
 from mesh.cli.console import AsJson, clock, one_line
-from mesh.cli.events import DIGEST_SHOWN, Since, moment, read_events
+from mesh.cli.events import DIGEST_SHOWN, Since, moment, read_told
 
 if TYPE_CHECKING:
     from contracts.event import Event
@@ -56,19 +54,11 @@ def decisions(
     from_at = moment(since or SINCE, time.time())
 
     async def main() -> "list[Event]":
-        from contracts import wire
-        from contracts.event import Event, EventKind
+        from contracts.event import EventKind
 
-        found: list[Event] = []
         async with console.connected() as bus:
             filters = bus.subjects.events_of(EventKind.DECIDED, capability or "*")
-            async with aclosing(read_events(bus, filters, since=from_at)) as reading:
-                async for stored in reading:
-                    try:
-                        found.append(wire.decode(Event, stored.data))
-                    except ContractError:
-                        continue
-        return found
+            return [event async for event in read_told(bus, filters, since=from_at)]
 
     made = console.run(main())
     counted, changes = counts(made), drift(made)

@@ -125,6 +125,21 @@ async def read_events(
         ) from error
 
 
+async def read_told(bus: "Bus", filters: Sequence[str], *, since: float) -> "AsyncGenerator[Event, None]":
+    """What events say, less those that cannot be read, which `mesh events` shows.
+
+    Raises:
+        NoMesh: there is no such stream.
+    """
+    from contracts import wire
+    from contracts.event import Event
+
+    async with aclosing(read_events(bus, filters, since=since)) as found:
+        async for stored in found:
+            with contextlib.suppress(ContractError):
+                yield wire.decode(Event, stored.data)
+
+
 async def _why_none(bus: "Bus", since: float | None) -> str:
     info = await bus.api(f"STREAM.INFO.{bus.subjects.event_stream}")
     state, kept_s = info["state"], info["config"]["max_age"] / 1e9

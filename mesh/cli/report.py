@@ -1,8 +1,6 @@
 """`mesh report`: what was done in a time, how long it took, what it met on the way, and what it cost."""
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -10,11 +8,10 @@ import typer
 
 from mesh.cli import console
 from mesh.cli.console import AsJson, clock, length, one_line
-from mesh.cli.events import OfCapability, moment, read_events
+from mesh.cli.events import OfCapability, moment, read_told
 from mesh.cli.figures import By, Report, Row, Slow, Tally, quantile
 
 if TYPE_CHECKING:
-    from contracts.event import Event
     from mesh.bus.connection import Bus
 
 SINCE: Final = "1h"
@@ -43,7 +40,8 @@ def report(
 
     async def main() -> float:
         async with console.connected() as bus:
-            async for event in _read(bus, capability, from_at):
+            filters = [one for kind in KINDS for one in bus.subjects.events_of(kind, capability or "*")]
+            async for event in read_told(bus, filters, since=from_at):
                 tally.add(event)
             return max(from_at, await _kept_since(bus))
 
@@ -55,21 +53,6 @@ def report(
         console.note(f"no task ended since {clock(from_at)}, or its event is not kept: see `mesh events`")
     else:
         _print(found)
-
-
-async def _read(bus: "Bus", capability: str | None, since: float) -> "AsyncIterator[Event]":
-    from contracts import wire
-    from contracts.errors import ContractError
-    from contracts.event import Event
-
-    filters = [one for kind in KINDS for one in bus.subjects.events_of(kind, capability or "*", "")]
-    async with aclosing(read_events(bus, filters, since=since)) as found:
-        async for stored in found:
-            try:
-                yield wire.decode(Event, stored.data)
-            except ContractError:
-                # `mesh events` shows what cannot be read.
-                continue
 
 
 async def _kept_since(bus: "Bus") -> float:
