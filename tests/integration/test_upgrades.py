@@ -3,10 +3,12 @@
 import asyncio
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
+from pydantic import SecretStr
 
 from contracts import headers as names
 from contracts import wire
@@ -16,6 +18,7 @@ from mesh import Agent, Context, Mesh
 from mesh.bus import control, topology
 from mesh.bus.parks import read_park
 from mesh.bus.records import read
+from mesh.local.server import LocalServer
 from mesh.peer import Peer
 from mesh.settings import Settings
 from mesh.testing import eventually, hosting
@@ -226,6 +229,59 @@ async def test_a_peer_that_may_not_make_its_streams_says_so_and_waits_for_who_ma
     finally:
         for name in (*(spec.name for spec in topology.streams(settings)), *_timer_streams(settings)):
             await mesh.bus.api(f"STREAM.DELETE.{name}")
+
+
+RIGHTS = """
+authorization {
+  users = [
+    {user: ops, password: ops}
+    {
+      user: clerk, password: clerk
+      permissions: {publish: {deny: ["$JS.API.STREAM.CREATE.>", "$JS.API.CONSUMER.CREATE.>"]}}
+    }
+  ]
+}
+"""
+
+
+async def test_a_peer_with_few_rights_waits_for_an_operator_to_apply(
+    alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"MESH_{name.upper()}", raising=False)
+    server = LocalServer.start(tmp_path / "store", more=RIGHTS)
+    try:
+        settings = fresh_settings(server.url)
+        few = settings.model_copy(update={"nats_user": "clerk", "nats_password": SecretStr("clerk")})
+        alone.variables |= {
+            "MESH_NATS_URL": server.url,
+            "MESH_PREFIX": settings.prefix,
+            "MESH_NATS_USER": "ops",
+            "MESH_NATS_PASSWORD": "ops",
+            "MESH_STREAM_BYTES_MAX": str(settings.stream_bytes_max),
+            "MESH_OBJECTS_BYTES_MAX": str(settings.objects_bytes_max),
+            "MESH_EVENTS_BYTES_MAX": str(settings.events_bytes_max),
+        }
+        names_of = [word for name in ("add", "nap", "seat") for word in ("--capability", name)]
+
+        async def operator() -> Any:
+            await eventually(lambda: any("this user may not make it" in one.getMessage() for one in caplog.records))
+            return await alone("topology", "apply", *names_of)
+
+        async with asyncio.TaskGroup() as fibers:
+            applied = fibers.create_task(operator())
+            async with hosting(clerk([]), settings=few) as peer:
+                assert peer.is_ready()[0]
+                async with Mesh.connect(settings=few) as client:
+                    assert await (await client.submit("add", 1, key="k")).result(within_s=20) == 2
+        assert applied.result().code == 0, applied.result().err
+    finally:
+        server.stop()
+    (told,) = {one.getMessage().partition(" waits: ")[2] for one in caplog.records if " waits: " in one.getMessage()}
+    assert told == (
+        f"stream {settings.subjects.stream} is missing, and this user may not make it:"
+        " run `mesh topology apply` as an operator"
+    )
 
 
 def _timer_streams(settings: Settings) -> list[str]:
