@@ -22,8 +22,10 @@ import base64
 import hashlib
 import logging
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,7 +43,7 @@ from mesh.bus.commit import relay
 from mesh.bus.connection import Bus, Headers
 from mesh.bus.records import read, read_range
 from mesh.bus.replies import ApiError
-from mesh.errors import BusError, BusUnavailable, SequenceConflict, SetupError
+from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SequenceConflict, SetupError
 
 log = logging.getLogger("mesh.bus")
 
@@ -266,7 +268,7 @@ async def check_can_put_back(bus: Bus) -> None:
     Raises:
         SetupError: it cannot, as it reaches the streams' account through another one.
     """
-    name = f"{bus.subjects.stream}_PROBE"
+    name = f"{bus.subjects.stream}_PROBE_{secrets.token_hex(4)}"
     nothing = {"messages": 0, "bytes": 0, "first_seq": 0, "last_seq": 0, "consumer_count": 0}
     config = {"name": name, "retention": "limits", "storage": "file", "num_replicas": 1, "discard": "old"}
     try:
@@ -274,6 +276,9 @@ async def check_can_put_back(bus: Bus) -> None:
     except ApiError as error:
         raise SetupError(f"the server restores nothing: {error}") from error
     ended = await bus.request(answer["deliver_subject"], b"", within_s=SILENT_S)
+    # A cluster keeps the name of what was not restored.
+    with suppress(ApiError, BusUnavailable, PublishUnconfirmed):
+        await bus.api(f"STREAM.DELETE.{name}")
     if not ended.data:
         raise SetupError(
             f"this user reaches the streams of {bus.subjects.prefix!r} through another account, and the server restores"
