@@ -13,6 +13,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from pydantic import SecretStr
 
 from contracts import wire
 from contracts.control import BreakerChange
@@ -295,3 +296,51 @@ async def test_the_commands_back_up_refuse_and_restore(command_line: Any, mesh: 
     assert done.code == 0, done.err
     assert "mesh resume work" in done.out
     assert await mesh.handle("work", "k").result(within_s=5) == 1
+
+
+SERVICES = ("$JS.API.>", "$JS.ACK.>", "$JS.SNAPSHOT.>", "mesh.task.>")
+ACCOUNTS = f"""
+accounts {{
+  MESH {{
+    jetstream: enabled
+    users: [ {{user: keeper, password: keeper}} ]
+    exports: [ {", ".join(f'{{service: "{subject}"}}' for subject in SERVICES)}, {{stream: "_INBOX.>"}} ]
+  }}
+  MESH_AGENTS {{
+    users: [ {{user: ops, password: ops}} ]
+    imports: [
+      {", ".join(f'{{service: {{account: MESH, subject: "{subject}"}}}}' for subject in SERVICES)}
+      {{stream: {{account: MESH, subject: "_INBOX.>"}}}}
+    ]
+  }}
+}}
+"""
+
+
+async def test_a_user_of_another_account_may_back_up_and_is_refused_a_restore_before_anything_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"MESH_{name.upper()}", raising=False)
+    server = LocalServer.start(tmp_path / "store", more=ACCOUNTS)
+    try:
+        ours = fresh_settings(server.url).model_copy(update={"prefix": "mesh"})
+        users = {
+            user: ours.model_copy(update={"nats_user": user, "nats_password": SecretStr(user)})
+            for user in ("keeper", "ops")
+        }
+        async with Mesh.connect(settings=users["ops"]) as mesh:
+            await topology.ensure(mesh.bus, (*topology.of_mesh(ours), *topology.of_capability(ours, "work")))
+            await mesh.submit("work", 1, key="k")
+            await backup.backup(mesh.bus, tmp_path / "b", mesh_version="", told=quiet)
+            with pytest.raises(SetupError, match=r"through another account.*nothing was changed"):
+                await restore.restore(mesh.bus, tmp_path / "b", replace=True, told=quiet)
+            assert await _known(mesh.bus, [Identity("work", "k")]) == {Identity("work", "k")}
+        async with Bus.connect(users["keeper"], "keeper") as bus:
+            restored = await restore.restore(bus, tmp_path / "b", replace=True, told=quiet)
+            streams = await backup.mesh_streams(bus)
+    finally:
+        server.stop()
+
+    assert [one.task for one in restored.unsettled] == [Identity("work", "k")]
+    assert set(streams) == {part.name for part in restored.manifest.streams}
