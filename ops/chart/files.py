@@ -1,4 +1,4 @@
-"""Copy rules and dashboards into the chart: `python -m ops.chart.files`, or with `--check` say whether they are the same.
+"""Copy rules and dashboards into the chart: `python -m ops.chart.files`; `--check` says whether they are the same.
 
 Helm lets a chart read its own folder only.
 """

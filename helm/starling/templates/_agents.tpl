@@ -36,15 +36,19 @@
 {{- end }}
 {{- end -}}
 
+{{/* Not empty, where the agent's code is not in the image that hooks run. */}}
+{{- define "starling.isApart" -}}
+{{- if or (hasKey (index .root.Values.agents .name) "image") .agent.wheels .agent.extraVolumeMounts -}}apart{{- end -}}
+{{- end -}}
+
 {{/* Arguments of `mesh topology apply`, as a JSON list. An agent's targets tell what it handles, and how long its queues may
      be, where the shared image holds them; of one with an image or wheels of its own only the names are known here. */}}
 {{- define "starling.topologyArgs" -}}
 {{- $targets := list -}}
 {{- $names := list -}}
 {{- range $name := keys .Values.agents | sortAlpha -}}
-{{- $said := index $.Values.agents $name -}}
 {{- $agent := include "starling.agent" (dict "root" $ "agent" $name) | fromYaml -}}
-{{- if or (hasKey $said "image") $agent.wheels $agent.extraVolumeMounts -}}
+{{- if include "starling.isApart" (dict "root" $ "name" $name "agent" $agent) -}}
 {{- $names = concat $names ($agent.capabilities | default list) -}}
 {{- else -}}
 {{- $targets = concat $targets $agent.targets -}}

@@ -3,8 +3,37 @@
 {{- define "starling.checks" -}}
 {{- include "starling.checks.nats" . -}}
 {{- include "starling.checks.mesh" . -}}
+{{- include "starling.checks.forms" (dict "at" "" "checks" (list
+  (list "image.digest" .Values.image.digest "^sha256:[0-9a-f]{64}$" "sha256: and 64 hexadecimal digits")
+  (list "nats.bundled.image.digest" .Values.nats.bundled.image.digest "^sha256:[0-9a-f]{64}$" "sha256: and 64 hexadecimal digits")
+  (list "nats.bundled.exporter.image.digest" .Values.nats.bundled.exporter.image.digest "^sha256:[0-9a-f]{64}$" "sha256: and 64 hexadecimal digits")
+  (list "nats.bundled.jetstream.maxFile" .Values.nats.bundled.jetstream.maxFile "^[0-9]+(K|M|G|T)(i?B)?$" "a number and a unit, as 18GiB")
+  (list "nats.bundled.jetstream.maxMemory" .Values.nats.bundled.jetstream.maxMemory "^[0-9]+(K|M|G|T)(i?B)?$" "a number and a unit, as 64MiB")
+  (list "nats.bundled.jetstream.syncInterval" .Values.nats.bundled.jetstream.syncInterval "^(always|[0-9]+(ms|s|m))$" "always, or a length, as 1s")
+  (list "nats.bundled.persistence.size" .Values.nats.bundled.persistence.size "^[0-9]+(Ki|Mi|Gi|Ti|K|M|G|T)$" "a number and a unit, as 20Gi")
+  (list "nats.external.monitoring.endpoint" .Values.nats.external.monitoring.endpoint "^[^/@]+:[0-9]+$" "a host and a port alone, as nats-headless.nats.svc.cluster.local:8222")
+  (list "nats.auth.operator.user" .Values.nats.auth.operator.user "^[A-Za-z0-9_-]+$" "letters, digits, - and _")
+  (list "nats.auth.probe.user" .Values.nats.auth.probe.user "^[A-Za-z0-9_-]+$" "letters, digits, - and _")
+  (list "serviceMonitor.interval" .Values.serviceMonitor.interval "^[0-9]+(ms|s|m|h)$" "a length, as 15s")
+  (list "serviceMonitor.scrapeTimeout" .Values.serviceMonitor.scrapeTimeout "^[0-9]+(ms|s|m|h)$" "a length, as 10s")
+)) -}}
+{{- range $key, $image := dict "image" .Values.image "nats.bundled.image" .Values.nats.bundled.image "nats.bundled.exporter.image" .Values.nats.bundled.exporter.image -}}
+{{- if eq (toString $image.tag) "latest" -}}
+{{- fail (printf "%s.tag is latest, which means another image tomorrow: write a version, or %s.digest" $key $key) -}}
+{{- end -}}
+{{- end -}}
 {{- range $name, $said := .Values.agents -}}
 {{- include "starling.checks.agent" (dict "root" $ "name" $name "agent" (include "starling.agent" (dict "root" $ "agent" $name) | fromYaml)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Text that has a form. An empty one says nothing and is fine. */}}
+{{- define "starling.checks.forms" -}}
+{{- $at := .at -}}
+{{- range .checks -}}
+{{- if and (index . 1) (not (regexMatch (index . 2) (toString (index . 1)))) -}}
+{{- fail (printf "%s%s: %q is not %s" $at (index . 0) (toString (index . 1)) (index . 3)) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -75,7 +104,7 @@
 {{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" .name) -}}
 {{- fail (printf "%s: the name becomes part of Kubernetes names: begin with a small letter, go on with small letters, digits and -" $at) -}}
 {{- end -}}
-{{- if has .name (list "nats" "nats-headless" "doctor" "topology" "test" "prometheus") -}}
+{{- if has .name (list "nats" "nats-headless") -}}
 {{- fail (printf "%s: the chart has an object of that name itself, call the agent otherwise" $at) -}}
 {{- end -}}
 {{- $full := include "starling.agentName" (dict "root" .root "agent" .name) -}}
@@ -84,6 +113,17 @@
 {{- end -}}
 {{- if not $agent.targets -}}
 {{- fail (printf "%s.targets is empty: write the modules or files that `mesh run` loads, as [\"my_agents.triage\"]" $at) -}}
+{{- end -}}
+{{- include "starling.checks.forms" (dict "at" (printf "%s: " $at) "checks" (list
+  (list "image.digest" $agent.image.digest "^sha256:[0-9a-f]{64}$" "sha256: and 64 hexadecimal digits")
+  (list "nats.user" (get ($agent.nats | default dict) "user") "^[A-Za-z0-9_-]+$" "letters, digits, - and _")
+  (list "llm.baseUrl" $agent.llm.baseUrl "^https?://[^@]+$" "an address, as http://ollama.models.svc:11434/v1, without a user's name")
+  (list "autoscaling.keda.prometheus.serverAddress" $agent.autoscaling.keda.prometheus.serverAddress "^https?://[^@]+$" "an address, as http://prometheus-operated.monitoring.svc:9090, without a user's name")
+  (list "podDisruptionBudget.minAvailable" $agent.podDisruptionBudget.minAvailable "^[0-9]+%?$" "a number or a percentage, as 50%")
+  (list "podDisruptionBudget.maxUnavailable" $agent.podDisruptionBudget.maxUnavailable "^[0-9]+%?$" "a number or a percentage, as 50%")
+)) -}}
+{{- if and .root.Values.topology.enabled (not $agent.capabilities) (include "starling.isApart" .) -}}
+{{- fail (printf "%s.capabilities is empty: its targets are not in the shared image, so `mesh topology apply` cannot read there what they handle; write the names" $at) -}}
 {{- end -}}
 {{- range $agent.capabilities -}}
 {{- if not (regexMatch "^[A-Za-z0-9][A-Za-z0-9_-]*$" .) -}}

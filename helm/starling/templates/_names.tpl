@@ -29,6 +29,16 @@ starling/agent: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* Of pods: without versions, which would start a server anew for nothing. */}}
+{{- define "starling.podLabels" -}}
+{{ include "starling.selectorLabels" . }}
+app.kubernetes.io/part-of: starling
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{- define "starling.labels" -}}
 {{ include "starling.selectorLabels" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}

@@ -22,39 +22,34 @@ matchExpressions:
   {{- end }}
 {{- end -}}
 
-{{/* NATS's client port, and its monitoring page, which `mesh doctor` reads. */}}
+{{/* To NATS: `what` is client or monitoring. Empty where the external one has no monitoring page. */}}
 {{- define "starling.policy.nats" -}}
-{{- if .Values.nats.bundled.enabled -}}
+{{- $ports := list -}}
+{{- if .root.Values.nats.bundled.enabled -}}
+{{- $ports = list (ternary 4222 8222 (eq .what "client")) -}}
+{{- else if eq .what "client" -}}
+{{- range splitList "," .root.Values.nats.external.url -}}
+{{- $ports = append $ports (regexFind ":[0-9]+$" (trim .) | trimPrefix ":" | default "4222" | int) -}}
+{{- end -}}
+{{- else -}}
+{{- with .root.Values.nats.external.monitoring.endpoint -}}
+{{- $ports = append $ports (regexFind ":[0-9]+$" . | trimPrefix ":" | int) -}}
+{{- end -}}
+{{- end -}}
+{{- if $ports -}}
 - ports:
-    - port: 4222
+    {{- range uniq $ports }}
+    - port: {{ . }}
       protocol: TCP
-    - port: 8222
-      protocol: TCP
+    {{- end }}
+  {{- if .root.Values.nats.bundled.enabled }}
   to:
     - podSelector:
         matchLabels:
-          {{- include "starling.selectorLabels" (dict "root" . "component" "nats") | nindent 10 }}
-{{- else -}}
-- ports:
-    {{- range include "starling.nats.ports" . | fromJsonArray }}
-    - port: {{ int . }}
-      protocol: TCP
-    {{- end }}
-  {{- with .Values.networkPolicy.nats.to }}
+          {{- include "starling.selectorLabels" (dict "root" .root "component" "nats") | nindent 10 }}
+  {{- else if .root.Values.networkPolicy.nats.to }}
   to:
-    {{- toYaml . | nindent 4 }}
+    {{- toYaml .root.Values.networkPolicy.nats.to | nindent 4 }}
   {{- end }}
 {{- end -}}
-{{- end -}}
-
-{{/* Ports of the external NATS, as a JSON list; 4222 where an address has none. */}}
-{{- define "starling.nats.ports" -}}
-{{- $ports := list -}}
-{{- range splitList "," .Values.nats.external.url -}}
-{{- $ports = append $ports (regexFind ":[0-9]+$" (trim .) | trimPrefix ":" | default "4222" | int) -}}
-{{- end -}}
-{{- with .Values.nats.external.monitoring.endpoint -}}
-{{- $ports = append $ports (regexFind ":[0-9]+$" . | trimPrefix ":" | default "8222" | int) -}}
-{{- end -}}
-{{- uniq $ports | toJson -}}
 {{- end -}}
