@@ -287,7 +287,7 @@ def test_the_example_adds_an_agent_with_what_it_needs(whole_image: Image) -> Non
         also={},
         base=whole_image,
     )
-    program = "from mesh.cli.loading import load_agents; print(load_agents(['greeter'])[0].name)"
+    program = "from mesh.cli.loading import load_agents; print(load_agents(['greeter'])[0].hosted[0].name)"
     told = subprocess.run(
         [made.path("/opt/venv/bin/python"), "-c", program],
         cwd=made.path("/app"),
