@@ -63,9 +63,14 @@ async def read_many(bus: Bus, subjects: Iterable[str], *, stream: str = "") -> l
     return found
 
 
-async def read_range(bus: Bus, stream: str, filter_subject: str, *, batch: int = 500) -> AsyncIterator[Stored]:
-    """Every message of a stream that a subject filter matches, in order of storage, `batch` a request."""
-    sequence = 1
+async def read_range(
+    bus: Bus, stream: str, filter_subject: str, *, batch: int = 500, first: int = 1
+) -> AsyncIterator[Stored]:
+    """Every message of a stream that a subject filter matches, in order of storage, `batch` a request.
+
+    Those before the stream sequence `first` are left out.
+    """
+    sequence = first
     while True:
         page: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = bus.nc.new_inbox()

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from contracts.errors import MeshError
 from mesh.cli import console
+from mesh.cli.backup import backup, restore
 from mesh.cli.breaker import breaker
 from mesh.cli.chaos import chaos
 from mesh.cli.contracts import contracts
@@ -28,6 +29,7 @@ from mesh.cli.schedule import schedule
 from mesh.cli.serve import run as run_peer
 from mesh.cli.tasks import cancel, result, signal, status, submit
 from mesh.cli.top import top
+from mesh.cli.topology import topology
 from mesh.cli.trace import trace
 from mesh.cli.up import up
 
@@ -115,6 +117,9 @@ app.add_typer(dead, rich_help_panel=FLEET)
 app.command(rich_help_panel=FLEET)(events)
 app.command(rich_help_panel=FLEET)(decisions)
 app.command(rich_help_panel=FLEET)(doctor)
+app.add_typer(topology, rich_help_panel=FLEET)
+app.command(rich_help_panel=FLEET)(backup)
+app.command(rich_help_panel=FLEET)(restore)
 app.add_typer(contracts, rich_help_panel=FLEET)
 app.add_typer(chaos, rich_help_panel=FLEET)
 
