@@ -1,4 +1,4 @@
-"""An agent in an image of its own (ops/docker/example/Dockerfile)."""
+"""An agent in an image of its own (../Dockerfile)."""
 
 from humanize import naturalsize
 
