@@ -18,6 +18,7 @@ from mesh.cli.decisions import decisions
 from mesh.cli.demo import demo
 from mesh.cli.demo_agent import demo_agent
 from mesh.cli.doctor import doctor
+from mesh.cli.drain import drain
 from mesh.cli.events import events
 from mesh.cli.fleet import agents, pause, resume
 from mesh.cli.inbox import inbox
@@ -95,6 +96,7 @@ app.command(rich_help_panel=WORK)(demo)
 app.command("demo-agent", rich_help_panel=WORK)(demo_agent)
 app.command(rich_help_panel=WORK)(up)
 app.command("run", rich_help_panel=WORK)(run_peer)
+app.command(rich_help_panel=WORK)(drain)
 app.command(rich_help_panel=TASKS)(submit)
 app.command(rich_help_panel=TASKS)(result)
 app.command(rich_help_panel=TASKS)(status)
