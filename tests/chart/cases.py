@@ -42,7 +42,7 @@ EVERYTHING: dict[str, Any] = {
     "extraEgress": [{"ports": [{"port": 5432, "protocol": "TCP"}]}],
     "extraIngress": [{"from": [{"podSelector": {}}]}],
     "mesh": {"settings": {"MESH_RESULT_TTL_S": 3_600_000, "MESH_BIDS": False, "MESH_TRACES": "otlp"}},
-    "topology": {"enabled": True},
+    "topology": {"withCare": True},
     "test": {"capability": "triage", "payload": {"text": 'it\'s "broken"'}, "withinS": 30},
     "networkPolicy": {
         "monitoringNamespace": NAMESPACE_SELECTOR,

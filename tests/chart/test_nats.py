@@ -31,7 +31,7 @@ def conf(manifests: list[Manifest], name: str = "demo-starling-nats") -> str:
 
 
 def mounted(folder: Path, text: str) -> Path:
-    """The configuration beside the accounts, as the projected volume has them, with certificates where it names some."""
+    """The configuration beside the accounts, as one volume has them, with certificates where it names some."""
     (folder / "accounts.conf").write_text(ACCOUNTS)
     if "/etc/nats-tls" in text:
         subprocess.run(

@@ -109,10 +109,10 @@ def test_every_object_says_what_it_belongs_to(manifests: list[Manifest]) -> None
     for manifest in manifests:
         if manifest["metadata"]["name"] in ("demo-more", "demo-text"):
             continue
-        assert STANDARD <= manifest["metadata"]["labels"].keys(), manifest["metadata"]["name"]
+        assert manifest["metadata"]["labels"].keys() >= STANDARD, manifest["metadata"]["name"]
         assert manifest["metadata"]["namespace"] == "agents"
     for at, pod in pods(manifests):
-        assert STANDARD <= pod["metadata"]["labels"].keys(), at
+        assert pod["metadata"]["labels"].keys() >= STANDARD, at
 
 
 def test_selectors_find_their_own_pods_and_no_others(manifests: list[Manifest]) -> None:

@@ -28,7 +28,7 @@ REFUSED: dict[str, tuple[Values, Values, tuple[str, ...]]] = {
         BUNDLED, {"nats": {"bundled": {"auth": {"existingSecret": ""}}}},
         ("mesh auth generate", "nats.bundled.auth.existingSecret to demo-nats-accounts", "insecure to true"),
     ),
-    "accounts and insecure": (BUNDLED, {"nats": {"bundled": {"auth": {"insecure": True}}}}, ("leave insecure at false",)),
+    "accounts and insecure": (BUNDLED, {"nats": {"bundled": {"auth": {"insecure": True}}}}, ("leave insecure",)),
     "creds with bundled accounts": (BUNDLED, {"nats": {"auth": {"type": "creds"}}}, ("set it to nkey",)),
     "an even number of servers": (BUNDLED, {"nats": {"bundled": {"replicas": 2}}}, ("replicas is 2", "1, 3 or 5")),
     "more copies than servers": (

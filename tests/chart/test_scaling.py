@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.subjects import Subjects, consumer_name
+from mesh.bus.topology import of_capability
+from mesh.settings import Settings
 from mesh.telemetry import catalogue
 from tests.chart.cases import CASES, KEDA, PROMETHEUS, rendered
 from tests.chart.rendering import BUNDLED, EXTERNAL, Manifest, Values, merged, of_kind, one, render
@@ -48,14 +49,10 @@ def test_keda_counts_every_queue_of_every_capability_and_its_fired_timers() -> N
     values = merged(MONITORED, {"agents": {"triage": {"capabilities": ["triage", "sort_2"], "autoscaling": KEDA}}})
 
     assert lags(scaled(values)).keys() == {
-        (stream, consumer)
+        (spec.stream, spec.name)
         for capability in ("triage", "sort_2")
-        for stream, consumer in (
-            (Subjects("mesh").stream, consumer_name(capability)),
-            (Subjects("mesh").stream, consumer_name(capability, "urgent")),
-            (Subjects("mesh").stream, consumer_name(capability, "bulk")),
-            (f"MESH_TIMERS@{capability}", "timekeeper"),
-        )
+        for spec in of_capability(Settings(prefix="mesh"), capability)
+        if spec.kind == "consumer"
     }
 
 

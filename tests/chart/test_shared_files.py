@@ -21,7 +21,7 @@ def test_every_dashboard_is_rendered_as_it_is() -> None:
     boards = {
         name: text
         for m in of_kind([*rendered("external, everything")], "ConfigMap")
-        if m["metadata"]["labels"].get("grafana_dashboard") == "1"
+        if m["metadata"].get("labels", {}).get("grafana_dashboard") == "1"
         for name, text in m["data"].items()
     }
 

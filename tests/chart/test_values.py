@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings
 
 from mesh import settings
 from tests.chart.cases import CASES, rendered
-from tests.chart.rendering import CHART, ROOT, containers, of_kind, pods, render
+from tests.chart.rendering import CHART, ROOT, containers, of_kind, pods
 
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
