@@ -3,9 +3,13 @@
 Each stream is a snapshot of its own, taken one after the other while the mesh works. Rules that make them one backup:
 
 - A task that was accepted before the backup began is in it: as a task, a park or a result.
-- Objects and lines come before the records that refer to them. What was added to both until the records were taken is
-  kept beside their snapshots (`late`). So a reference finds its object, a line's mark never says that a task is over
-  which the records still have, and no position is given twice.
+- A snapshot is not of one moment: it may lack a task that was acked while it was written, and the result, too, which
+  came after its beginning (seen under load). So what was stored since is read afterwards and kept beside the snapshot
+  (`late`), tasks before records. Nothing is acked before what takes its place is stored, so one of the two has every
+  task. What late results send is relayed by the restore.
+- Objects and lines come before the records that refer to them, and what was added to them is kept beside them as well.
+  So a reference finds its object, a line's mark never says that a task is over which the records still have, and no
+  position is given twice.
 - Timers are not relied upon: what is parked is woken after a restore, looks for itself, and parks again.
 - The manifest is written last, and names the size and digest of every file: without it, or where one differs, the
   backup is torn, and nothing is restored from it.
@@ -16,6 +20,7 @@ A snapshot holds the stream's messages, their sequences and times, and its consu
 import asyncio
 import base64
 import hashlib
+import logging
 import os
 import secrets
 import time
@@ -30,12 +35,16 @@ from contracts import headers as names
 from contracts import wire
 from contracts.errors import ContractError
 from contracts.line import LineMark
+from contracts.outcome import Outcome
 from contracts.subjects import LANES, is_capability
 from mesh.bus import topology
+from mesh.bus.commit import relay
 from mesh.bus.connection import Bus, Headers
 from mesh.bus.records import read, read_range
 from mesh.bus.replies import ApiError
-from mesh.errors import BusError, BusUnavailable, SetupError
+from mesh.errors import BusError, BusUnavailable, SequenceConflict, SetupError
+
+log = logging.getLogger("mesh.bus")
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1
@@ -123,9 +132,8 @@ async def backup(bus: Bus, folder: Path, *, mesh_version: str, told: Callable[[s
             told(f"{name} ...")
             parts[name] = await take(bus, name, folder)
         if name == subjects.stream:
-            for before in early:
-                if parts[before].late is None:
-                    parts[before] = await take_late(bus, parts[before], folder)
+            for before in (name, *early):
+                parts[before] = await take_late(bus, parts[before], folder)
     manifest = Manifest(
         format=FORMAT,
         prefix=subjects.prefix,
@@ -190,14 +198,25 @@ async def take(bus: Bus, stream: str, folder: Path) -> StreamPart:
 
 
 async def take_late(bus: Bus, part: StreamPart, folder: Path) -> StreamPart:
-    """Keep beside a stream's snapshot what was stored since that began."""
+    """Keep beside a stream's snapshot what was stored since that began.
+
+    Of the tasks' stream what may be acked meanwhile comes first, and what takes its place after it.
+    """
+    subjects = bus.subjects
+    passes: list[tuple[str, ...]] = [(">",)]
+    if part.name == subjects.stream:
+        tasks = tuple(subjects.tasks_of(lane=lane) for lane in ("", *LANES))
+        passes = [tasks, (subjects.parks_of(), subjects.results_of(), subjects.steps_of(), subjects.dead_letters_of())]
 
     async def lines() -> AsyncIterator[bytes]:
         first = int(part.state["last_seq"]) + 1
-        async for stored in read_range(bus, part.name, ">", first=first):
-            kept = {name: value for name, value in stored.headers.items() if not name.startswith(_SERVER_HEADERS)}
-            late = Late(stored.subject, kept, base64.b64encode(stored.data).decode())
-            yield msgspec.json.encode(late) + b"\n"
+        for patterns in passes:
+            last = int((await bus.api(f"STREAM.INFO.{part.name}"))["state"]["last_seq"])
+            for pattern in patterns:
+                async for stored in read_range(bus, part.name, pattern, first=first, last=last):
+                    kept = {name: text for name, text in stored.headers.items() if not name.startswith(_SERVER_HEADERS)}
+                    late = Late(stored.subject, kept, base64.b64encode(stored.data).decode())
+                    yield msgspec.json.encode(late) + b"\n"
 
     late = await _written(folder / f"{part.name}.late", lines())
     return msgspec.structs.replace(part, late=late)
@@ -262,19 +281,38 @@ async def put_back(bus: Bus, part: StreamPart, folder: Path, *, replicas: int | 
 
 
 async def put_late(bus: Bus, part: StreamPart, folder: Path) -> int:
-    """Store what was kept beside a stream's snapshot. Safe to repeat. How many there were."""
+    """Store what was kept beside a stream's snapshot, and relay what results in it send. Safe to repeat.
+
+    How many messages were stored.
+    """
     if part.late is None:
         return 0
-    count = 0
+    count, results = 0, bus.subjects.results_of().partition("*")[0]
     with (folder / part.late.file).open("rb") as file:
         for line in file:
             late = msgspec.json.decode(line, type=Late)
             data = base64.b64decode(late.data)
             if bus.subjects.is_line_mark(late.subject):
                 data = await _mark(bus, part.name, late.subject, data)
-            await bus.store(late.subject, data, late.headers)
-            count += 1
+            try:
+                await bus.store(late.subject, data, late.headers)
+                count += 1
+            except SequenceConflict:
+                # The snapshot, written while this came, has it as well.
+                pass
+            if late.subject.startswith(results):
+                await _relay(bus, late.subject, data, late.headers)
     return count
+
+
+async def _relay(bus: Bus, subject: str, data: bytes, headers: Headers) -> None:
+    as_type = wire.content_type(headers.get(names.CONTENT_TYPE))
+    try:
+        outcome = wire.decode(Outcome, data, as_type)
+    except ContractError as error:
+        log.error("%s cannot be read, what it sends is not relayed: %s", subject, error)
+        return
+    await relay(bus, outcome, as_type=as_type)
 
 
 async def _mark(bus: Bus, stream: str, subject: str, late: bytes) -> bytes:
