@@ -257,6 +257,8 @@ class Subjects:
         self.control_stream = f"KV_{self.control_bucket}"
         self.timer_streams = f"{self.stream}_TIMERS@"
         """What the names of all timer streams begin with; no other stream's does."""
+        self.shared_timer_stream = f"{self.stream}_TIMERS"
+        """Of versions in which all capabilities had one."""
         self.line_stream = f"{self.stream}_LINES"
         self.limit_stream = f"{self.stream}_LIMITS"
         self.object_stream = f"{self.stream}_OBJECTS"
@@ -349,8 +351,9 @@ class Subjects:
     def dead_letters_of(self, capability: str = "*") -> str:
         return f"{self._head}dead.letter.{capability}.>"
 
-    def done_below(self, root: str) -> str:
-        return f"{self._head}done.*.{root}.*"
+    def done_below(self, capability: str, parent: str) -> str:
+        """The echoes of a task's or a session's children of one capability."""
+        return f"{self._head}done.{capability}.{parent}.*"
 
     def event(self, kind: str, task: Identity) -> str:
         return f"{self._head}event.{kind}.{task.capability}.{task.id}"
@@ -387,10 +390,10 @@ class Subjects:
 
     def is_own_stream(self, name: str) -> bool:
         """Whether a stream of that name is one of this mesh."""
-        return name.startswith(f"{self.timer_stream}@") or name in (
+        return name.startswith(self.timer_streams) or name in (
             self.stream,
             self.control_stream,
-            self.timer_stream,
+            self.shared_timer_stream,
             self.line_stream,
             self.limit_stream,
             self.object_stream,
