@@ -170,7 +170,7 @@ async def test_a_sleeper_wakes_a_deployment_at_zero_when_its_time_has_come_and_g
     async with scene(tmp_path) as here:
         async with here.node.running(here.peer) as peer:
             await peer.until_started()
-            task = await here.mesh.submit("nap", 6.0)
+            task = await here.mesh.submit("nap", 4.0)
 
             async def is_parked() -> bool:
                 return (await task.status()).where is Where.PARKED
