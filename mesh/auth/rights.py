@@ -163,7 +163,7 @@ class _Whole:
         return tuple(consumer_name(capability, lane) for capability in capabilities for lane in _QUEUES)
 
     def timers(self, capability: str) -> str:
-        return f"{self.subjects.timer_stream}@{capability}"
+        return self.subjects.timer_stream(capability)
 
     @property
     def streams(self) -> tuple[str, ...]:
