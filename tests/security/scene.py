@@ -39,10 +39,11 @@ ACCESS: dict[str, Any] = {
                 "prices": {"agents": [f"{HERE}:prices"]},
                 "vault": {"agents": [f"{HERE}:vault"]},
                 "people": {"agents": ["mesh.human"]},
+                "attic": {"handles": ["attic"]},
             },
             "clients": {
                 "shop": {"calls": ["desk"], "signals": {"desk": ["paid"]}},
-                "keeper": {"calls": ["vault"]},
+                "keeper": {"calls": ["vault", "attic"]},
                 "clerk": {"signals": {"human": ["answer"]}},
             },
             "operators": ["ops"],
@@ -245,6 +246,7 @@ class Behind:
     async def raw(self, user: str) -> AsyncIterator["Raw"]:
         """A bare connection with a user's key, for what no honest program does."""
         raw = Raw(user)
+        raw.inbox = inbox_prefix(user)
         seed = self.seeds[user]
         raw.nc = await nats.connect(
             self.server.url,
@@ -270,6 +272,7 @@ class Raw:
 
     user: str
     nc: NatsClient = field(init=False)
+    inbox: str = field(init=False)
     errors: list[str] = field(default_factory=list)
 
     async def heard(self, error: Exception) -> None:
@@ -316,7 +319,9 @@ async def behind_permissions(folder: Path, access: dict[str, Any] = ACCESS) -> A
     for user, seed in seeds.items():
         (folder / f"{user}.nk").write_text(seed)
     meshes = [
-        MeshRights(each.prefix, rights_of(each), {user: [public_key(seed)] for user, seed in seeds.items()}, mesh.jetstream)
+        MeshRights(
+            each.prefix, rights_of(each), {user: [public_key(seed)] for user, seed in seeds.items()}, mesh.jetstream
+        )
         for each, mesh in zip(declared(read), read.meshes.values(), strict=True)
     ]
     server = LocalServer.start(folder / "store", more=accounts_text(meshes))
@@ -326,7 +331,7 @@ async def behind_permissions(folder: Path, access: dict[str, Any] = ACCESS) -> A
         async with Bus.connect(settings, "ops") as bus:
             specs = list(topology.of_mesh(settings))
             for agent in (desk, prices, vault, people):
-                for name in agent.capabilities:
+                for name in (*agent.capabilities, "attic"):
                     specs += topology.of_capability(settings, name, queue_max=settings.queue_max)
             await topology.ensure(bus, specs)
         yield behind

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from mesh.bus.connection import Bus
+from contracts.workflow import Verdict
 from mesh.client import Mesh
 from mesh.errors import TaskCancelled, TaskFailed
-from mesh.inbox import find_question, give, read_inbox
+from mesh.inbox import give, read_inbox
 from mesh.testing import eventually
 from mesh.whereabouts import Where
-from contracts.workflow import Verdict
 from tests.security.scene import Behind, Order, at_work, behind_permissions, ladder, open_vault, order, verified
 
 WITHIN_S = 30.0
@@ -41,7 +40,7 @@ COMMANDS = (
     "inbox ls --json",
     "pause price --reason lunch",
     "resume price",
-    "submit price --json \"ops\"",
+    'submit price --json "ops"',
 )
 
 
@@ -82,13 +81,17 @@ async def test_every_verb_of_a_handler_works_and_nothing_is_refused(behind: Behi
 
 async def test_everything_that_a_client_does_works_and_nothing_is_refused(behind: Behind) -> None:
     async with behind.client("shop") as mesh:
-        lined = [await mesh.submit(order, Order(f"n{number}"), order_key="line", key=f"k{number}") for number in range(4)]
+        lined = [
+            await mesh.submit(order, Order(f"n{number}"), order_key="line", key=f"k{number}") for number in range(4)
+        ]
         values = [await handle.result(within_s=WITHIN_S) for handle in lined]
         again = await mesh.submit(order, Order("n0"), order_key="line", key="k0")
         mapped = [each async for each in mesh.map(order, [Order(f"m{number}") for number in range(5)])]
         parts = [part async for part in (await mesh.submit(order, Order("pear", "emit"))).stream()]
         urgent = await (await mesh.submit(order, Order("pear"), priority="urgent")).result(within_s=WITHIN_S)
-        bulk = await (await mesh.submit(order, Order("pear", text="z" * 50_000), priority="bulk")).result(within_s=WITHIN_S)
+        bulk = await (await mesh.submit(order, Order("pear", text="z" * 50_000), priority="bulk")).result(
+            within_s=WITHIN_S
+        )
         waiting = await mesh.submit(order, Order("pear", "signal"), key="order-1")
         await eventually(lambda: _is(waiting, Where.PARKED))
         await mesh.signal(order, "order-1", "paid", "yes")
