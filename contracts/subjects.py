@@ -386,6 +386,10 @@ class Subjects:
         """Where the server is to send the snapshot of a stream; the token is the asker's own."""
         return f"{self._head}backup.{token}"
 
+    def under(self, *tokens: str) -> str:
+        """Every subject that begins with these tokens, as permissions name them."""
+        return f"{self._head}{'.'.join(tokens)}.>"
+
     # What the streams store.
 
     def is_own_stream(self, name: str) -> bool:
