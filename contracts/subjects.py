@@ -257,6 +257,8 @@ class Subjects:
         self.control_stream = f"KV_{self.control_bucket}"
         self.timer_streams = f"{self.stream}_TIMERS@"
         """What the names of all timer streams begin with; no other stream's does."""
+        self.shared_timer_stream = f"{self.stream}_TIMERS"
+        """Of versions in which all capabilities had one."""
         self.line_stream = f"{self.stream}_LINES"
         self.limit_stream = f"{self.stream}_LIMITS"
         self.object_stream = f"{self.stream}_OBJECTS"
@@ -384,14 +386,18 @@ class Subjects:
         """Where the server is to send the snapshot of a stream; the token is the asker's own."""
         return f"{self._head}backup.{token}"
 
+    def under(self, *tokens: str) -> str:
+        """Every subject that begins with these tokens, as permissions name them."""
+        return f"{self._head}{'.'.join(tokens)}.>"
+
     # What the streams store.
 
     def is_own_stream(self, name: str) -> bool:
         """Whether a stream of that name is one of this mesh."""
-        return name.startswith(f"{self.timer_stream}@") or name in (
+        return name.startswith(self.timer_streams) or name in (
             self.stream,
             self.control_stream,
-            self.timer_stream,
+            self.shared_timer_stream,
             self.line_stream,
             self.limit_stream,
             self.object_stream,

@@ -1,7 +1,8 @@
 """What it means to change a stream or a consumer that exists: told before anything is changed.
 
 Plain functions of a spec and the server's account of it. Which updates JetStream takes was tried field by field
-(NATS 2.15.1). Three ways to change a field:
+(NATS 2.15.1). What is missing is made, what another stream has taken over is moved, and there are three ways to change
+a field:
 
 - `live`: in place, while peers work; nothing that was accepted is touched.
 - `care`: in place as well, but something is given up or must be done first. The text says what.
@@ -26,6 +27,7 @@ class Way(StrEnum):
     """How a change can be made."""
 
     MAKE = "make"
+    MOVE = "move"
     LIVE = "live"
     CARE = "care"
     STUCK = "stuck"
@@ -45,6 +47,8 @@ class Change:
     def __str__(self) -> str:
         if self.way is Way.MAKE:
             return f"make {self.spec.kind} {self.spec}"
+        if self.way is Way.MOVE:
+            return f"move what {self.spec.kind} {self.spec} holds, and delete it"
         return f"{self.spec}: {self.field} {told(self.field, self.actual)} -> {told(self.field, self.wanted)}"
 
 
@@ -73,7 +77,7 @@ def changes(spec: Spec, account: Mapping[str, Any] | None) -> tuple[Change, ...]
 
 def allowed(found: Iterable[Change], *, with_care: bool) -> tuple[Change, ...]:
     """Those of several changes that are to be made now."""
-    ways = {Way.MAKE, Way.LIVE, Way.CARE} if with_care else {Way.MAKE, Way.LIVE}
+    ways = set(Way) - {Way.STUCK} if with_care else set(Way) - {Way.STUCK, Way.CARE}
     return tuple(change for change in found if change.way in ways)
 
 

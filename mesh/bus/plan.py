@@ -16,8 +16,8 @@ from functools import partial
 from typing import Final, TypeVar
 
 from contracts.subjects import LANES, is_capability
-from mesh.bus import topology
-from mesh.bus.changes import Change, allowed, changes
+from mesh.bus import shared_timers, topology
+from mesh.bus.changes import Change, Way, allowed, changes
 from mesh.bus.connection import Bus
 from mesh.bus.records import read_many
 from mesh.bus.replies import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, ApiError
@@ -65,24 +65,26 @@ async def wanted(bus: Bus, *, named: Mapping[str, int], bounds: Mapping[str, int
     `named` and `bounds` say how many tasks may wait for a capability, `named` first; of a queue in neither, and of one
     that exists and is named with 0, nothing is wanted.
     """
-    specs = list(topology.streams(bus.settings))
+    settings, specs = bus.settings, list(topology.of_mesh(bus.settings))
     there = await _consumers(bus)
-    capabilities = sorted({_capability(name) for name in there} - {""} | set(named))
-    specs.append(topology.timekeeper(bus.settings))
-    for capability in capabilities:
-        lanes = [*ORDER, *(lane for lane in LANES if lane not in ORDER and f"{capability}@{lane}" in there)]
-        for lane in lanes:
-            spec = topology.consumer(bus.settings, capability, lane)
-            bound = named.get(capability) or bounds.get(capability)
-            if bound is None and spec.name not in there:
-                bound = bus.settings.queue_max
-            specs.append(topology.consumer(bus.settings, capability, lane, queue_max=bound))
+    for capability in sorted({_capability(name) for name in there} - {""} | set(named)):
+        bound = named.get(capability) or bounds.get(capability)
+        for spec in topology.of_capability(settings, capability, queue_max=bound):
+            if bound is None and spec.stream == settings.subjects.stream and spec.name not in there:
+                lane = spec.name.partition("@")[2]
+                specs.append(topology.consumer(settings, capability, lane, queue_max=settings.queue_max))
+            else:
+                specs.append(spec)
+        more = [lane for lane in LANES if lane not in ORDER and f"{capability}@{lane}" in there]
+        specs += [topology.consumer(settings, capability, lane, queue_max=bound) for lane in more]
     return specs
 
 
 async def look(bus: Bus, specs: Iterable[Spec], *, served: Iterable[str]) -> Plan:
     """What differs from the specs, and which capabilities with consumers are not among the `served`."""
     found: list[Change] = []
+    if (shared := await shared_timers.found(bus)) is not None:
+        found.append(Change(shared, Way.MOVE, shared_timers.MEANS))
     for spec in specs:
         found += changes(spec, await topology.inspect(bus, spec))
     kept = {_capability(name) for name in await _consumers(bus)} - {""}
@@ -100,6 +102,8 @@ async def carry_out(bus: Bus, specs: Sequence[Spec], *, with_care: bool = False)
     """
     done: list[Done] = []
     made: list[Change] = []
+    if (shared := await shared_timers.found(bus)) is not None:
+        await _patiently(partial(shared_timers.give_up_subjects, bus, shared))
     # Consumers need their streams.
     for spec in sorted(specs, key=lambda spec: spec.kind == "consumer"):
         account = await _patiently(partial(topology.inspect, bus, spec))
@@ -122,6 +126,9 @@ async def carry_out(bus: Bus, specs: Sequence[Spec], *, with_care: bool = False)
         except (SetupError, TopologyDrift) as error:
             if not (account is None and spec.is_optional):
                 done.append(Done(f"{spec.kind} {spec}", is_done=False, reason=str(error)))
+    if shared is not None:
+        moved = await _patiently(partial(shared_timers.move, bus, shared))
+        done.append(Done(f"moved {moved:,} timers and schedules from {shared}, and deleted it"))
     for change in made:
         account = await _patiently(partial(topology.inspect, bus, change.spec))
         left = {other.field: other for other in changes(change.spec, account)}
@@ -132,7 +139,7 @@ async def carry_out(bus: Bus, specs: Sequence[Spec], *, with_care: bool = False)
 
 
 async def prune(bus: Bus, capability: str) -> list[Done]:
-    """Delete the consumers of a capability. Safe to repeat.
+    """Delete the consumers and the timers' stream of a capability. Safe to repeat.
 
     A task that is submitted meanwhile stays in the stream, and the next peer of the capability makes its consumers.
 
@@ -154,6 +161,14 @@ async def prune(bus: Bus, capability: str) -> list[Done]:
                 raise
         else:
             done.append(Done(f"deleted consumer {bus.subjects.stream} > {name}"))
+    stream = bus.subjects.timer_stream(capability)
+    try:
+        await bus.api(f"STREAM.DELETE.{stream}")
+    except ApiError as error:
+        if error.code != STREAM_NOT_FOUND:
+            raise
+    else:
+        done.append(Done(f"deleted stream {stream}"))
     return done
 
 
@@ -172,6 +187,8 @@ async def _stands_for(bus: Bus, capability: str) -> dict[str, int]:
     tasks = [await topology.count(bus, subjects.tasks_of(capability, lane)) for lane in ("", *LANES)]
     wakes = [await topology.count(bus, wakes) for wakes in subjects.wakes_of(capability)]
     found = {"tasks": sum(tasks), "wakes": sum(wakes), "parks": len(await _parked(bus, capability))}
+    timers = await topology.inspect(bus, topology.timers(bus.settings, capability))
+    found["timers and schedules"] = int(timers["state"]["messages"]) if timers else 0
     return {what: count for what, count in found.items() if count}
 
 

@@ -330,8 +330,8 @@ async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> E
         elif any(difference.is_essential for difference in found):
             told = "; ".join(str(difference) for difference in found if difference.is_essential)
             raise TopologyDrift(
-                f"{told}. Nothing was changed: `mesh doctor` shows the whole difference,"
-                f" `mesh doctor --migrate` changes the server, MESH_PREFIX names another mesh"
+                f"{told}. Nothing was changed: `mesh topology plan` shows the whole"
+                f" difference, `mesh topology apply` changes the server, MESH_PREFIX names another mesh"
             )
         else:
             tolerated += found

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from contracts.errors import MeshError
 from mesh.cli import console
+from mesh.cli.auth import auth
 from mesh.cli.backup import backup, restore
 from mesh.cli.breaker import breaker
 from mesh.cli.chaos import chaos
@@ -120,6 +121,7 @@ app.command(rich_help_panel=FLEET)(doctor)
 app.add_typer(topology, rich_help_panel=FLEET)
 app.command(rich_help_panel=FLEET)(backup)
 app.command(rich_help_panel=FLEET)(restore)
+app.add_typer(auth, rich_help_panel=FLEET)
 app.add_typer(contracts, rich_help_panel=FLEET)
 app.add_typer(chaos, rich_help_panel=FLEET)
 

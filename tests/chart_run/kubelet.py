@@ -44,6 +44,7 @@ class Started:
 
     command: tuple[str, ...]
     variables: Mapping[str, str]
+    pre_stop: tuple[str, ...]
     container: Manifest
     pod: Manifest
 
@@ -55,6 +56,8 @@ class Node:
     folder: Path
     manifests: Sequence[Manifest]
     secrets: SecretFiles = field(default_factory=dict)
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Addresses by the names that the cluster resolves; needs the right to mount."""
     working_folder: Path = Path()
 
     def __post_init__(self) -> None:
@@ -80,21 +83,25 @@ class Node:
             },
             **self._variables(chosen, name),
         }
-        variables = {key: self._placed(value, pod, chosen, name) for key, value in variables.items()}
+        variables = {key: self.placed(value, pod, chosen, name) for key, value in variables.items()}
         command = chosen.get("command") or (json.loads(image.named("ENTRYPOINT")[0].value) if is_ours else [])
         arguments = chosen.get("args", [])
-        words = [
-            self._placed(_VARIABLE.sub(lambda found: variables.get(found[1], found[0]), word), pod, chosen, name)
-            for word in (*command, *arguments)
-        ]
+        hook = chosen.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+        words, hooked = (
+            tuple(
+                self.placed(_VARIABLE.sub(lambda found: variables.get(found[1], found[0]), word), pod, chosen, name)
+                for word in some
+            )
+            for some in ((*command, *arguments), hook)
+        )
         # Beside what is rendered only what finds this machine's programs.
         here = {
             "PATH": f"{self.folder / 'programs'}:{os.environ['PATH']}",
-            "HOME": self._placed("/tmp", pod, chosen, name),
-            "TMPDIR": self._placed("/tmp", pod, chosen, name),
+            "HOME": self.placed("/tmp", pod, chosen, name),
+            "TMPDIR": self.placed("/tmp", pod, chosen, name),
         }
         variables["PYTHONPATH"] = str(REPOSITORY)
-        return Started(tuple(words), {**here, **variables}, chosen, pod)
+        return Started(words, {**here, **variables}, hooked, chosen, pod)
 
     def _variables(self, container: Manifest, name: str) -> dict[str, str]:
         variables: dict[str, str] = {}
@@ -138,17 +145,17 @@ class Node:
             **{key: value.encode() for key, value in found.get("stringData", {}).items()},
         }
 
-    def _placed(self, text: str, pod: Manifest, container: Manifest, name: str) -> str:
+    def placed(self, text: str, pod: Manifest, container: Manifest, name: str) -> str:
         """Text with the paths of mounts replaced by where they are; what is mounted is made on the way."""
-        mounts = sorted(container.get("volumeMounts", []), key=lambda mount: -len(mount["mountPath"]))
-        for mount in mounts:
-            place = mount["mountPath"]
-            if not re.search(rf"(?<![\w/.-]){re.escape(place)}(?=[/:\s\"';,]|$)", text):
-                continue
-            (volume,) = (one for one in pod["spec"]["volumes"] if one["name"] == mount["name"])
-            there = self.mounted(volume, name)
-            text = re.sub(rf"(?<![\w/.-]){re.escape(place)}(?=[/:\s\"';,]|$)", str(there), text)
-        return text
+        mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
+        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+        # The longest first, and all at once: what stands there afterwards may look like a mount's path again.
+        places = "|".join(re.escape(place) for place in sorted(mounts, key=len, reverse=True))
+        return re.sub(
+            rf"(?<![\w/.-])({places})(?=[/:\s\"';,]|$)",
+            lambda found: str(self.mounted(volumes[mounts[found[1]]], name)),
+            text,
+        )
 
     def mounted(self, volume: Manifest, name: str) -> Path:
         """The folder of a pod's volume."""
@@ -175,13 +182,27 @@ class Node:
             assert key in content, f"the key {key} is missing, and the pod would not start"
             (folder / path).write_bytes(content[key])
 
+    def resolved(self, name: str) -> str:
+        """The first address of a name."""
+        return self.names[name][0]
+
+    def _among_names(self, command: Sequence[str]) -> list[str]:
+        """A command for which the cluster's names have addresses."""
+        if not self.names:
+            return list(command)
+        hosts = self.folder / "hosts"
+        hosts.write_text(
+            "127.0.0.1 localhost\n" + "".join(f"{at} {name}\n" for name, all_ in self.names.items() for at in all_)
+        )
+        return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(hosts), *command]
+
     @asynccontextmanager
-    async def running(self, started: Started, **more: str) -> AsyncIterator["Running"]:
+    async def running(self, started: Started, *, at: str = "", **more: str) -> AsyncIterator["Running"]:
         """A container while it runs; killed with everything below it, if it has not ended itself."""
         log = self.folder / f"log-{secrets.token_hex(4)}"
         with log.open("wb") as written:
             process = await asyncio.create_subprocess_exec(
-                *started.command,
+                *self._among_names(started.command),
                 cwd=self.working_folder,
                 env={**started.variables, **more},
                 stdout=written,
@@ -189,7 +210,7 @@ class Node:
             )
         below = psutil.Process(process.pid)
         try:
-            yield Running(self, started, process, log)
+            yield Running(self, started, process, log, at)
         finally:
             with suppress(psutil.NoSuchProcess):
                 for child in below.children(recursive=True):
@@ -213,6 +234,8 @@ class Running:
     started: Started
     process: asyncio.subprocess.Process
     log: Path
+    address: str = ""
+    """The pod's; a peer's stands in its variables."""
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
@@ -226,7 +249,7 @@ class Running:
             for one in self.started.container["ports"]
             if asked["port"] in (one["name"], one["containerPort"])
         )
-        host = self.started.variables["MESH_HTTP_HOST"]
+        host = self.address or self.started.variables["MESH_HTTP_HOST"]
         url = f"{asked.get('scheme', 'http').lower()}://{host}:{port}{asked['path']}"
         return 200 <= await status(url, timeout_s=rendered.get("timeoutSeconds", 1)) < 400
 
@@ -251,13 +274,12 @@ class Running:
         Raises:
             TimeoutError: the kubelet would have killed it.
         """
-        hook = self.started.container["lifecycle"]["preStop"]["exec"]["command"]
-        # In the container the peer is process 1.
+        hook = self.started.pre_stop
+        # In its container the peer is process 1.
         command = [
             str(self.process.pid) if before == "--pid" else word
-            for before, word in zip(["", *hook], hook, strict=False)
+            for before, word in zip(("", *hook), hook, strict=False)
         ]
-        assert command != hook
         async with asyncio.timeout(self.started.pod["spec"]["terminationGracePeriodSeconds"]):
             prepared = await asyncio.create_subprocess_exec(*command, env=dict(self.started.variables))
             await prepared.wait()
