@@ -109,6 +109,9 @@ CASES: dict[str, Values] = {
                 "bundled": {
                     "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
                     "nodeSelector": {"disk": "fast"},
+                    "topologySpreadConstraints": [
+                        {"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}
+                    ],
                     "tolerations": [{"operator": "Exists"}],
                     "priorityClassName": "highest",
                     "annotations": {"a": "b"},
