@@ -111,7 +111,7 @@ BREAKERS = merged(
 def test_breakers_are_asked_for_by_the_names_that_peers_show() -> None:
     spec = scaled(BREAKERS)
     queries = {t["name"]: t["metadata"]["query"] for t in spec["triggers"] if t["type"] == "prometheus"}
-    now = r'mesh_breaker_state{breaker=~"openai|a\\.b",state!="closed"}'
+    now = r'mesh_breaker_state{namespace="agents",breaker=~"openai|a\\.b",state!="closed"}'
 
     assert queries == {
         "breakers_open": f"max({now}) or max(last_over_time({now}[30m]))",
@@ -125,6 +125,19 @@ def test_a_missing_series_counts_as_zero_and_not_as_an_error() -> None:
     for trigger in scaled(BREAKERS)["triggers"]:
         if trigger["type"] == "prometheus":
             assert trigger["metadata"]["ignoreNullValues"] == "true"
+
+
+def test_an_agents_own_token_is_the_one_that_its_triggers_use() -> None:
+    token = {"keda": {"prometheus": {"existingSecret": "token"}}}
+    manifests = render(merged(BREAKERS, {"agents": {"triage": {"autoscaling": token}}}))
+    (authentication,) = of_kind(manifests, "TriggerAuthentication")
+    (scaler,) = of_kind(manifests, "ScaledObject")
+
+    assert authentication["spec"]["secretTargetRef"] == [{"parameter": "bearerToken", "name": "token", "key": "token"}]
+    for trigger in scaler["spec"]["triggers"]:
+        if trigger["type"] == "prometheus":
+            assert trigger["authenticationRef"] == {"name": authentication["metadata"]["name"]}
+            assert trigger["metadata"]["authModes"] == "bearer"
 
 
 def test_peers_of_another_agent_are_not_counted() -> None:
