@@ -56,5 +56,6 @@
 {{- end -}}
 {{- $args := concat (list "topology" "apply") (uniq $targets) -}}
 {{- range uniq $names -}}{{- $args = concat $args (list "--capability" .) -}}{{- end -}}
+{{- if .Values.topology.withCare -}}{{- $args = append $args "--with-care" -}}{{- end -}}
 {{- toJson $args -}}
 {{- end -}}
