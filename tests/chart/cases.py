@@ -160,7 +160,7 @@ CASES: dict[str, Values] = {
                 "behavior": {"scaleUp": {"stabilizationWindowSeconds": 0}},
                 "keda": {
                     "lanes": [],
-                    "fallback": None,
+                    "fallback": {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicasIfHigher"},
                     "annotations": {"autoscaling.keda.sh/paused": "true"},
                     "prometheus": {"serverAddress": "https://p.example", "existingSecret": "prometheus-token"},
                 },

@@ -97,10 +97,13 @@ def test_without_a_prometheus_breakers_change_nothing() -> None:
     assert {trigger["type"] for trigger in spec["triggers"]} == {"nats-jetstream"}
 
 
-def test_the_fallback_keeps_what_runs_and_starts_one_peer() -> None:
-    spec = scaled(merged(MONITORED, {"agents": {"triage": {"autoscaling": KEDA}}}))
+def test_a_fallback_is_there_only_where_somebody_asked_for_it() -> None:
+    # KEDA before 2.17 drops `behavior` and goes down to `replicas` when monitoring is away.
+    fallback = {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicasIfHigher"}
+    without = merged(MONITORED, {"agents": {"triage": {"autoscaling": KEDA}}})
 
-    assert spec["fallback"] == {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicasIfHigher"}
+    assert "fallback" not in scaled(without)
+    assert scaled(merged(without, {"autoscaling": {"keda": {"fallback": fallback}}}))["fallback"] == fallback
 
 
 BREAKERS = merged(
