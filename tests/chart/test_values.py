@@ -129,6 +129,17 @@ def test_the_program_takes_the_settings_as_they_are(case: str, monkeypatch: pyte
         assert grace >= taken.grace_s + 15
 
 
+def test_a_setting_is_passed_on_as_it_was_written() -> None:
+    # Helm reads numbers as floats: 3600000 would become 3.6e+06, which is no whole number to the program.
+    (config,) = (m for m in rendered("external, everything") if "MESH_PREFIX" in m.get("data", {}))
+
+    assert {name: config["data"][name] for name in ("MESH_RESULT_TTL_S", "MESH_BIDS", "MESH_GRACE_S")} == {
+        "MESH_RESULT_TTL_S": "3600000",
+        "MESH_BIDS": "false",
+        "MESH_GRACE_S": "45.5",
+    }
+
+
 def test_the_page_tells_of_every_part() -> None:
     page = (ROOT / "docs" / "chart.md").read_text()
 
