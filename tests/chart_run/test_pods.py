@@ -1,6 +1,7 @@
 """What the chart renders, run: a pod from its first probe to its last task, and the commands of hooks and tests."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mesh.whereabouts import Where
 from tests.chart.rendering import one
 from tests.chart_run.conftest import Deployed
 from tests.chart_run.kubelet import Manifest, Node
+from tests.image.dockerfile import REPOSITORY, parsed
 
 PEER = "demo-starling-triage"
 
@@ -99,3 +101,20 @@ async def test_the_hooks_make_the_streams_and_find_nothing_wrong(mesh: Mesh, dep
     assert made[0] == again[0] == 0, made
     assert judged[0] == 0, judged
     assert "PROBLEM" not in judged[1]
+
+
+def test_mounted_wheels_go_where_the_image_installs_them_and_looks_for_them(deployed: Deployed) -> None:
+    node = deployed({"agents": {"triage": {"wheels": {"configMap": {"name": "my-agents"}}}}})
+    spec = pod(node, "Deployment", PEER)["spec"]
+    (installer,) = spec["initContainers"]
+    script = (REPOSITORY / "ops/docker/install-agents").read_text()
+    places = re.findall(r"=\$\{[12]:-([^}]+)\}", script)
+
+    def mounted(container: Manifest) -> list[str]:
+        return [mount["mountPath"] for mount in container["volumeMounts"]]
+
+    assert installer["command"] == ["install-agents"]
+    assert set(places) <= set(mounted(installer))
+    assert places[1] in mounted(spec["containers"][0])
+    assert parsed().final.pairs("ENV")["PYTHONPATH"] == places[1]
+    assert parsed().final.named("COPY")[-1].words[-1] == "/usr/local/bin/install-agents"
