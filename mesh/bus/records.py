@@ -68,7 +68,7 @@ async def read_range(bus: Bus, stream: str, filter_subject: str, *, batch: int =
     sequence = 1
     while True:
         page: asyncio.Queue[Msg] = asyncio.Queue()
-        inbox = bus.nc.new_inbox()
+        inbox = bus.new_inbox()
         subscription = await bus.nc.subscribe(inbox, cb=page.put)
         try:
             wanted = {"seq": sequence, "next_by_subj": filter_subject, "batch": batch}
