@@ -22,7 +22,6 @@ from nats.aio.msg import Msg
 
 from contracts import headers
 from mesh.bus.options import client_options
-from mesh.bus.provenance import INBOXES
 from mesh.bus.replies import ApiError, PubAck, translate
 from mesh.errors import BusError, BusUnavailable, PermissionDenied, PublishRejected, PublishUnconfirmed, SetupError
 from mesh.fibers import serving
@@ -141,11 +140,6 @@ class Bus:
     @property
     def is_connected(self) -> bool:
         return self._connected.is_set()
-
-    @property
-    def has_own_inboxes(self) -> bool:
-        """Whether its user has inboxes of its own, as one behind generated permissions has, and so an account, too."""
-        return self.settings.nats_inbox_prefix != INBOXES
 
     async def until_connected(self) -> None:
         await self._connected.wait()

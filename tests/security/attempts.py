@@ -44,7 +44,7 @@ class Stage:
 
     async def inject(self, target: str) -> None:
         """Have the answer to a permitted direct get of a record of one's own sent to a subject."""
-        subject = "mesh.step.desk.own.~~forged"
+        subject = "mesh.step.spare.own.~~forged"
         await self.raw.request(subject, FORGED)
         await self.publish(f"$JS.API.DIRECT.GET.MESH.{subject}", b"", reply=target)
         await self.settled()
@@ -71,11 +71,14 @@ class Stage:
         """A task of a capability of the attacker's own, which no peer serves, taken by hand."""
         inbox = self.raw.nc.new_inbox()
         came = await self.raw.listen(inbox)
-        await self.raw.request("mesh.task.spare.own", b'{"item":"x"}')
-        body = json.dumps({"batch": 1, "expires": 2_000_000_000, "group": "slots"}).encode()
+        await self.raw.request(f"mesh.task.spare.{inbox.rpartition('.')[2]}", b'"mine"')
+        body = json.dumps({"batch": 1, "expires": 5_000_000_000, "group": "slots"}).encode()
         await self.publish("$JS.API.CONSUMER.MSG.NEXT.MESH.spare", body, reply=inbox)
-        await eventually(lambda: bool(came), within_s=3.0)
-        return came[0]
+
+        def taken() -> Msg | None:
+            return next((message for message in came if message.reply.startswith("$JS.ACK.")), None)
+
+        return await eventually(taken, within_s=5.0)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -300,7 +303,7 @@ async def _(stage: Stage) -> None:
     body = b'{"batch":1,"no_wait":true,"group":"slots"}'
     for number, (subject, data) in enumerate(
         (
-            ("mesh.step.desk.own.~~again", FORGED),
+            ("mesh.step.spare.own.~~again", FORGED),
             ("$JS.API.STREAM.INFO.MESH", b""),
             ("$JS.API.CONSUMER.MSG.NEXT.MESH.spare", body),
             (mine.reply, b"+NXT"),
@@ -374,7 +377,7 @@ async def _(stage: Stage) -> None:
     "have an answer sent to the echo of a pause", "peer", "mesh's check", "not believed: the peer goes on taking work"
 )
 async def _(stage: Stage) -> None:
-    subject = "mesh.step.desk.own.~~pause"
+    subject = "mesh.step.spare.own.~~pause"
     await stage.raw.request(subject, msgspec.json.encode(Pause(at=1.0, by="nobody")))
     await stage.publish(f"{GET}.{subject}", b"", reply="mesh.control.pause.vault")
     await stage.settled()
@@ -501,7 +504,7 @@ async def _(stage: Stage) -> None:
 )
 async def _(stage: Stage) -> None:
     headers = {names.SCHEDULE: "@at 2020-01-01T00:00:00Z", names.SCHEDULE_TARGET: "mesh.result.vault.scheduled"}
-    await refused_by_server(stage, "mesh.step.desk.own.scheduled", headers)
+    await refused_by_server(stage, "mesh.step.spare.own.scheduled", headers)
 
 
 @attempt(
@@ -536,7 +539,7 @@ async def _(stage: Stage) -> None:
 @attempt("publish an atomic batch", "peer", "server rule", "refused: no stream takes batches")
 async def _(stage: Stage) -> None:
     headers = {"Nats-Batch-Id": "b", "Nats-Batch-Sequence": "1", "Nats-Batch-Commit": "1"}
-    await refused_by_server(stage, "mesh.step.desk.own.batch", headers)
+    await refused_by_server(stage, "mesh.step.spare.own.batch", headers)
 
 
 @attempt(
@@ -546,7 +549,7 @@ async def _(stage: Stage) -> None:
     "refused: one message a subject, whatever sequence is expected",
 )
 async def _(stage: Stage) -> None:
-    first = await stage.raw.request("mesh.step.desk.own.twice", FORGED)
+    first = await stage.raw.request("mesh.step.spare.own.twice", FORGED)
     assert first is not None
     sequence = json.loads(first.data)["seq"]
     for headers in (
@@ -555,7 +558,7 @@ async def _(stage: Stage) -> None:
         {"Nats-Expected-Last-Sequence": "1"},
         {"Nats-Msg-Id": "x"},
     ):
-        await refused_by_server(stage, "mesh.step.desk.own.twice", headers, data=b"other")
+        await refused_by_server(stage, "mesh.step.spare.own.twice", headers, data=b"other")
 
 
 @attempt(
@@ -566,7 +569,7 @@ async def _(stage: Stage) -> None:
 )
 async def _(stage: Stage) -> None:
     headers = {names.EXPECTED_SUBJECT_SEQUENCE: str(2**62), names.EXPECTED_SUBJECT: "mesh.result.vault.done"}
-    assert "wrong last sequence" in await refused_by_server(stage, "mesh.step.desk.own.oracle", headers)
+    assert "wrong last sequence" in await refused_by_server(stage, "mesh.step.spare.own.oracle", headers)
 
 
 @attempt(
