@@ -756,6 +756,29 @@ async def _(stage: Stage) -> None:
 
 
 @attempt(
+    "ack a task of a capability that never had a consumer",
+    "peer",
+    "remains",
+    "the task goes, since nothing wants it: have `mesh topology apply` make the consumers first",
+)
+async def _(stage: Stage) -> None:
+    async with stage.behind.raw("ops") as ops:
+        stored = await ops.request("mesh.task.nobodys.x", b"{}")
+    assert stored is not None
+    mine = await stage.pulled()
+    tokens = mine.reply.split(".")
+    forged = ".".join([*tokens[:5], str(json.loads(stored.data)["seq"]), *tokens[6:]])
+    await stage.publish(forged, b"+ACK")
+    await stage.publish(mine.reply, b"+ACK")
+
+    async def is_gone() -> bool:
+        info = await stage.raw.api("STREAM.INFO.MESH", {"subjects_filter": "mesh.task.nobodys.>"})
+        return info is not None and not info["state"].get("subjects")
+
+    await eventually(is_gone, within_s=5.0)
+
+
+@attempt(
     "connect without a key, or with one that the server does not know",
     "nobody",
     "server rule",
