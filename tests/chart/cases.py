@@ -109,6 +109,9 @@ CASES: dict[str, Values] = {
                 "bundled": {
                     "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
                     "nodeSelector": {"disk": "fast"},
+                    "topologySpreadConstraints": [
+                        {"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}
+                    ],
                     "tolerations": [{"operator": "Exists"}],
                     "priorityClassName": "highest",
                     "annotations": {"a": "b"},
@@ -157,7 +160,7 @@ CASES: dict[str, Values] = {
                 "behavior": {"scaleUp": {"stabilizationWindowSeconds": 0}},
                 "keda": {
                     "lanes": [],
-                    "fallback": None,
+                    "fallback": {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicasIfHigher"},
                     "annotations": {"autoscaling.keda.sh/paused": "true"},
                     "prometheus": {"serverAddress": "https://p.example", "existingSecret": "prometheus-token"},
                 },

@@ -97,10 +97,13 @@ def test_without_a_prometheus_breakers_change_nothing() -> None:
     assert {trigger["type"] for trigger in spec["triggers"]} == {"nats-jetstream"}
 
 
-def test_the_fallback_keeps_what_runs_and_starts_one_peer() -> None:
-    spec = scaled(merged(MONITORED, {"agents": {"triage": {"autoscaling": KEDA}}}))
+def test_a_fallback_is_there_only_where_somebody_asked_for_it() -> None:
+    # KEDA before 2.17 drops `behavior` and goes down to `replicas` when monitoring is away.
+    fallback = {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicasIfHigher"}
+    without = merged(MONITORED, {"agents": {"triage": {"autoscaling": KEDA}}})
 
-    assert spec["fallback"] == {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicasIfHigher"}
+    assert "fallback" not in scaled(without)
+    assert scaled(merged(without, {"autoscaling": {"keda": {"fallback": fallback}}}))["fallback"] == fallback
 
 
 BREAKERS = merged(
@@ -111,7 +114,7 @@ BREAKERS = merged(
 def test_breakers_are_asked_for_by_the_names_that_peers_show() -> None:
     spec = scaled(BREAKERS)
     queries = {t["name"]: t["metadata"]["query"] for t in spec["triggers"] if t["type"] == "prometheus"}
-    now = r'mesh_breaker_state{breaker=~"openai|a\\.b",state!="closed"}'
+    now = r'mesh_breaker_state{namespace="agents",breaker=~"openai|a\\.b",state!="closed"}'
 
     assert queries == {
         "breakers_open": f"max({now}) or max(last_over_time({now}[30m]))",
@@ -125,6 +128,19 @@ def test_a_missing_series_counts_as_zero_and_not_as_an_error() -> None:
     for trigger in scaled(BREAKERS)["triggers"]:
         if trigger["type"] == "prometheus":
             assert trigger["metadata"]["ignoreNullValues"] == "true"
+
+
+def test_an_agents_own_token_is_the_one_that_its_triggers_use() -> None:
+    token = {"keda": {"prometheus": {"existingSecret": "token"}}}
+    manifests = render(merged(BREAKERS, {"agents": {"triage": {"autoscaling": token}}}))
+    (authentication,) = of_kind(manifests, "TriggerAuthentication")
+    (scaler,) = of_kind(manifests, "ScaledObject")
+
+    assert authentication["spec"]["secretTargetRef"] == [{"parameter": "bearerToken", "name": "token", "key": "token"}]
+    for trigger in scaler["spec"]["triggers"]:
+        if trigger["type"] == "prometheus":
+            assert trigger["authenticationRef"] == {"name": authentication["metadata"]["name"]}
+            assert trigger["metadata"]["authModes"] == "bearer"
 
 
 def test_peers_of_another_agent_are_not_counted() -> None:

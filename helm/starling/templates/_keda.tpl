@@ -7,15 +7,28 @@ lagThreshold: {{ int .keda.lagThreshold | quote }}
 activationLagThreshold: {{ int .keda.activationLagThreshold | quote }}
 {{- end -}}
 
-{{- define "starling.keda.prometheusAuth" -}}
-{{- printf "%s-prometheus" (include "starling.fullname" .) -}}
+{{/* Not empty, where KEDA asks Prometheus for the breakers of an agent. */}}
+{{- define "starling.keda.watchesBreakers" -}}
+{{- if and (eq .autoscaling.mode "keda") .breakers .autoscaling.keda.prometheus.serverAddress -}}so{{- end -}}
 {{- end -}}
 
-{{- define "starling.keda.prometheusRef" -}}
-{{- if .prometheus.existingSecret -}}
+{{/* A trigger on Prometheus: name, query, prometheus (the values), full (the agent's name in Kubernetes). */}}
+{{- define "starling.keda.prometheus" -}}
+type: prometheus
+name: {{ .name }}
+metricType: AverageValue
+{{- if .prometheus.existingSecret }}
 authenticationRef:
-  name: {{ include "starling.keda.prometheusAuth" .root }}
-{{- end -}}
+  name: {{ .full }}-prometheus
+{{- end }}
+metadata:
+  serverAddress: {{ .prometheus.serverAddress | quote }}
+  query: {{ .query | quote }}
+  threshold: "1"
+  ignoreNullValues: "true"
+  {{- if .prometheus.existingSecret }}
+  authModes: bearer
+  {{- end }}
 {{- end -}}
 
 {{/* A regular expression for any of these names. */}}
