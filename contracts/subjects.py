@@ -382,10 +382,6 @@ class Subjects:
         """A question or order: `target` is a peer's id, a capability, or `all`."""
         return f"{self._head}ctl.{target}.{verb}"
 
-    def backup(self, token: str) -> str:
-        """Where the server is to send the snapshot of a stream; the token is the asker's own."""
-        return f"{self._head}backup.{token}"
-
     def under(self, *tokens: str) -> str:
         """Every subject that begins with these tokens, as permissions name them."""
         return f"{self._head}{'.'.join(tokens)}.>"

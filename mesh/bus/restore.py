@@ -88,6 +88,7 @@ async def restore(
             f"the mesh has streams: {', '.join(there)}; a restore takes their place with --replace, and what they hold"
             " is gone then"
         )
+    await backup.check_can_put_back(bus)
     for name in there:
         told(f"deleting {name}")
         await _delete(bus, name)

@@ -25,7 +25,7 @@ from mesh.bus.outsized import Taken, referred
 from mesh.bus.parks import park, wake
 from mesh.bus.records import Stored, read_many
 from mesh.bus.timers import set_timer
-from mesh.errors import PublishRejected
+from mesh.errors import PermissionDenied, PublishRejected
 from mesh.runtime.handling import HOLD_S
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Parked, Reason, Retry, Superseded, Verdict
@@ -181,7 +181,11 @@ async def _wake_parent(host: Host, attempt: Attempt) -> None:
     if task.is_awaited and above:
         # It may have to wait for a run of the parent, which may need this very slot.
         attempt.slot.give()
-        await wake(host.bus, above[-1])
+        try:
+            await wake(host.bus, above[-1])
+        except PermissionDenied:
+            # A parent that may not be woken from here never asked for this: whoever did named one that is not its own.
+            log.warning("%s claims the parent %s, which this peer may not wake", attempt.identity, above[-1])
 
 
 async def _pass_on(host: Host, attempt: Attempt, *, is_early: bool) -> None:
@@ -219,8 +223,8 @@ async def keep_parked(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> 
     if not attempt.is_wake:
         if (kept := attempt.kept) is not None and keep_until > attempt.delivery.stored_at + host.settings.payload_ttl_s:
             await keep_for(host.bus, payload_place(attempt.identity, kept), kept, ttl_s=keep_until - now)
-        envelope = msgspec.structs.replace(attempt.task, keep_until=keep_until)
-        await park(host.bus, attempt.identity, attempt.delivery, envelope, ttl_s=max(1.0, keep_until - now))
+        ttl_s = max(1.0, keep_until - now)
+        await park(host.bus, attempt.identity, attempt.delivery, keep_until=keep_until, ttl_s=ttl_s)
     limits = (attempt.task.deadline, keep_until)
     due = next_due(waits, now=now, again_s=host.settings.wake_again_s, limits=limits)
     await set_timer(host.bus, attempt.identity, due)

@@ -1,5 +1,6 @@
 """Pods of the chart on this machine."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,10 @@ from mesh.settings import Settings
 from tests.chart.rendering import EXTERNAL, Values, merged, render
 from tests.chart_run.kubelet import Node, address
 
-AGENTS = """
-import asyncio
-
-from mesh import Agent, Context
-
-agent = Agent("triage", version="1.0", owner="tests")
-
-
-@agent.handles("triage", concurrency=2)
-async def triage(seconds: float) -> str:
-    await asyncio.sleep(seconds)
-    return "triaged"
-
-
-@agent.handles("nap")
-async def nap(seconds: float, ctx: Context) -> str:
-    await ctx.sleep(seconds)
-    return "slept"
-"""
-GRACE_S = 4
+AGENTS = Path(__file__).with_name("my_agents.py")
+CAPABILITIES = ["triage", "hold", "nap", "ask"]
+"""What they handle. KEDA's triggers are named by the place among them."""
+GRACE_S = 30
 
 Deployed = Callable[..., Node]
 
@@ -42,7 +27,7 @@ def deployed(tmp_path: Path, settings: Settings) -> Deployed:
         here: dict[str, Any] = {
             "nats": {"external": {"url": settings.nats_url}, "auth": {"type": "none"}},
             "graceS": GRACE_S,
-            "agents": {"triage": {"targets": ["my_agents"], "capabilities": ["triage", "nap"]}},
+            "agents": {"triage": {"targets": ["my_agents"], "capabilities": CAPABILITIES}},
             "test": {"capability": "triage", "payload": 0.1, "withinS": 10},
             "mesh": {
                 "prefix": settings.prefix,
@@ -61,7 +46,7 @@ def deployed(tmp_path: Path, settings: Settings) -> Deployed:
             },
         }
         node = Node(tmp_path / "node", render(merged(EXTERNAL, here, *layers)))
-        (node.working_folder / "my_agents.py").write_text(AGENTS)
+        shutil.copy(AGENTS, node.working_folder)
         return node
 
     return of

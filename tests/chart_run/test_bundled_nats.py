@@ -1,6 +1,7 @@
 """The bundled NATS of three, started from what is rendered: the mesh on it, and what KEDA finds in it."""
 
 import base64
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,9 +14,10 @@ from mesh.cli import console
 from mesh.testing import eventually
 from tests.chart.rendering import BUNDLED, RELEASE, Values, merged, one, render
 from tests.chart_run.bundled import HEADLESS, Servers
+from tests.chart_run.conftest import AGENTS, CAPABILITIES
 from tests.chart_run.keda import Keda
 from tests.chart_run.kubelet import Manifest, SecretFiles, address
-from tests.chart_run.test_keda import AGENTS, PEER, POD
+from tests.chart_run.test_keda import PEER, POD
 from tests.image import container
 
 pytestmark = pytest.mark.skipif(bool(container.why_not()), reason=f"names need a mount: {container.why_not()}")
@@ -32,7 +34,7 @@ def values() -> Values:
         "agents": {
             "triage": {
                 "targets": ["my_agents"],
-                "capabilities": ["triage", "nap", "ask"],
+                "capabilities": CAPABILITIES,
                 "autoscaling": {"mode": "keda", "minReplicas": 0, "maxReplicas": 20},
             }
         },
@@ -60,7 +62,7 @@ ACCESS = """
 meshes:
   mesh:
     peers:
-      triage: {handles: [triage, nap, ask], breakers: [openai]}
+      triage: {handles: [triage, hold, nap, ask], breakers: [openai]}
     clients:
       probe: {calls: [triage]}
     operators: [ops]
@@ -90,7 +92,7 @@ async def test_with_generated_users_the_mesh_serves_and_nobody_else_gets_in(
 ) -> None:
     servers = Servers(tmp_path / "node", render(merged(BUNDLED, SHORT, values())), generated)
     node = servers.node
-    (node.working_folder / "my_agents.py").write_text(AGENTS)
+    shutil.copy(AGENTS, node.working_folder)
     topology = node.started(pod(servers, "Job", "demo-starling-topology-1"), name="topology")
     doctor = node.started(pod(servers, "Job", "demo-starling-doctor"), name="doctor")
     test = node.started(pod(servers, "Pod", "demo-starling-test"), name="test")
@@ -122,7 +124,7 @@ async def test_with_generated_users_the_mesh_serves_and_nobody_else_gets_in(
 async def test_three_servers_carry_the_mesh_tell_keda_its_queues_and_outlive_one_of_them(tmp_path: Path) -> None:
     servers = Servers(tmp_path / "node", render(merged(BUNDLED, OPEN, SHORT, values())), {})
     node = servers.node
-    (node.working_folder / "my_agents.py").write_text(AGENTS)
+    shutil.copy(AGENTS, node.working_folder)
     topology = node.started(pod(servers, "Job", "demo-starling-topology-1"), name="topology")
     doctor = node.started(pod(servers, "Job", "demo-starling-doctor"), name="doctor")
     test = node.started(pod(servers, "Pod", "demo-starling-test"), name="test")

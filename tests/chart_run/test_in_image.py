@@ -1,5 +1,6 @@
 """A rendered pod in the image itself: process 1, its security context, its hook and its probes as they stand."""
 
+import shutil
 import signal
 
 import pytest
@@ -28,9 +29,8 @@ async def test_a_rendered_pod_runs_in_the_image_and_drains_by_its_own_hook(
     node = deployed()
     template = one(list(node.manifests), "Deployment", "demo-starling-triage")["spec"]["template"]
     peer = node.started(template)
-    image.path("/app/my_agents.py").write_text(AGENTS)
+    shutil.copy(AGENTS, image.path("/app"))
     empty = image.path("/tmp")
-    empty.mkdir(exist_ok=True)
     rendered = {name: value for name, value in peer.variables.items() if name.startswith("MESH_")}
     variables = {**image.variables, **rendered, "TMPDIR": str(empty)}
     command, hook = ((str(image.path("/opt/venv/bin/mesh")), *words[1:]) for words in (peer.command, peer.pre_stop))
@@ -43,13 +43,15 @@ async def test_a_rendered_pod_runs_in_the_image_and_drains_by_its_own_hook(
         *command, variables=variables, folder=image.path(image.working_folder), writable=[empty]
     ) as process_1:
         await eventually(answers, within_s=60)
-        task = await mesh.submit("triage", 1.0)
+        until = image.path(f"/app/{rendered['MESH_PREFIX']}")
+        task = await mesh.submit("hold", str(until))
 
         async def runs() -> bool:
             return (await task.status()).where is Where.RUNNING
 
         await eventually(runs)
         hooked = await process_1.execute(*hook)
+        until.touch()
         process_1.process.send_signal(signal.SIGTERM)
         code = await process_1.ended(template["spec"]["terminationGracePeriodSeconds"])
 
@@ -58,4 +60,4 @@ async def test_a_rendered_pod_runs_in_the_image_and_drains_by_its_own_hook(
     assert security[1]["readOnlyRootFilesystem"]
     assert hooked == (0, "")
     assert code == 0
-    assert await task.result(within_s=5) == "triaged"
+    assert await task.result(within_s=5) == "held"

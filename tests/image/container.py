@@ -89,23 +89,15 @@ class Container:
 
 @asynccontextmanager
 async def running(
-    *command: str, variables: Mapping[str, str], folder: Path, writable: Sequence[Path], bound: Sequence[Path] = ()
+    *command: str, variables: Mapping[str, str], folder: Path, writable: Sequence[Path]
 ) -> AsyncIterator[Container]:
     """A container that runs a command as process 1, until left; it is killed then if it has not ended.
 
-    `writable` are empty volumes of its own, `bound` folders of the machine that it may write to.
+    `writable` are empty volumes of its own.
     """
-    script = _ENTER.format(
-        writable=" ".join(map(str, writable)), bound=" ".join(map(str, bound)), folder=folder, as_user=AS_USER
-    )
-    runner = await asyncio.create_subprocess_exec(
-        *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", script, "sh", *command),
-        env=dict(variables),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
+    runner = await _entered(command, variables, folder, writable, ())
     try:
-        process = await eventually(lambda: _first_child(runner.pid), every_s=0.002)
+        process = await eventually(lambda: _first_child(runner.pid), within_s=60, every_s=0.002)
         yield Container(runner, process, variables, folder)
     finally:
         # Process 1 first, and its container goes with it; a change of users has taken the tie to its parent away.
@@ -115,6 +107,34 @@ async def running(
         with suppress(ProcessLookupError):
             runner.kill()
         await runner.communicate()
+
+
+async def ended(
+    *command: str, variables: Mapping[str, str], folder: Path, writable: Sequence[Path], bound: Sequence[Path] = ()
+) -> tuple[int, str]:
+    """What a container that ends by itself comes to; `bound` are folders of the machine that it may write to."""
+    runner = await _entered(command, variables, folder, writable, bound)
+    out, _ = await runner.communicate()
+    assert runner.returncode is not None
+    return runner.returncode, out.decode()
+
+
+async def _entered(
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    folder: Path,
+    writable: Sequence[Path],
+    bound: Sequence[Path],
+) -> asyncio.subprocess.Process:
+    script = _ENTER.format(
+        writable=" ".join(map(str, writable)), bound=" ".join(map(str, bound)), folder=folder, as_user=AS_USER
+    )
+    return await asyncio.create_subprocess_exec(
+        *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", script, "sh", *command),
+        env=dict(variables),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
 
 
 def _first_child(pid: int) -> psutil.Process | None:

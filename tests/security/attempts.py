@@ -44,7 +44,7 @@ class Stage:
 
     async def inject(self, target: str) -> None:
         """Have the answer to a permitted direct get of a record of one's own sent to a subject."""
-        subject = "mesh.step.desk.own.~~forged"
+        subject = "mesh.step.spare.own.~~forged"
         await self.raw.request(subject, FORGED)
         await self.publish(f"$JS.API.DIRECT.GET.MESH.{subject}", b"", reply=target)
         await self.settled()
@@ -68,14 +68,17 @@ class Stage:
             await self.eventually_denied()
 
     async def pulled(self) -> Msg:
-        """A task of the attacker's own capability, taken from a lane that its peer has not asked for lately."""
+        """A task of a capability of the attacker's own, which no peer serves, taken by hand."""
         inbox = self.raw.nc.new_inbox()
         came = await self.raw.listen(inbox)
-        await self.raw.request("mesh.task.ladder.own-task", b'{"item":"x"}')
-        body = json.dumps({"batch": 1, "expires": 2_000_000_000, "group": "slots"}).encode()
-        await self.publish("$JS.API.CONSUMER.MSG.NEXT.MESH.ladder", body, reply=inbox)
-        await eventually(lambda: bool(came), within_s=3.0)
-        return came[0]
+        await self.raw.request(f"mesh.task.spare.{inbox.rpartition('.')[2]}", b'"mine"')
+        body = json.dumps({"batch": 1, "expires": 5_000_000_000, "group": "slots"}).encode()
+        await self.publish("$JS.API.CONSUMER.MSG.NEXT.MESH.spare", body, reply=inbox)
+
+        def taken() -> Msg | None:
+            return next((message for message in came if message.reply.startswith("$JS.ACK.")), None)
+
+        return await eventually(taken, within_s=5.0)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -300,9 +303,9 @@ async def _(stage: Stage) -> None:
     body = b'{"batch":1,"no_wait":true,"group":"slots"}'
     for number, (subject, data) in enumerate(
         (
-            ("mesh.step.desk.own.~~again", FORGED),
+            ("mesh.step.spare.own.~~again", FORGED),
             ("$JS.API.STREAM.INFO.MESH", b""),
-            ("$JS.API.CONSUMER.MSG.NEXT.MESH.ladder", body),
+            ("$JS.API.CONSUMER.MSG.NEXT.MESH.spare", body),
             (mine.reply, b"+NXT"),
             (mine.reply, b"+ACK"),
         )
@@ -374,7 +377,7 @@ async def _(stage: Stage) -> None:
     "have an answer sent to the echo of a pause", "peer", "mesh's check", "not believed: the peer goes on taking work"
 )
 async def _(stage: Stage) -> None:
-    subject = "mesh.step.desk.own.~~pause"
+    subject = "mesh.step.spare.own.~~pause"
     await stage.raw.request(subject, msgspec.json.encode(Pause(at=1.0, by="nobody")))
     await stage.publish(f"{GET}.{subject}", b"", reply="mesh.control.pause.vault")
     await stage.settled()
@@ -501,7 +504,7 @@ async def _(stage: Stage) -> None:
 )
 async def _(stage: Stage) -> None:
     headers = {names.SCHEDULE: "@at 2020-01-01T00:00:00Z", names.SCHEDULE_TARGET: "mesh.result.vault.scheduled"}
-    await refused_by_server(stage, "mesh.step.desk.own.scheduled", headers)
+    await refused_by_server(stage, "mesh.step.spare.own.scheduled", headers)
 
 
 @attempt(
@@ -528,7 +531,7 @@ async def _(stage: Stage) -> None:
     "its own capability's timers go, nobody else's; what is parked is looked at again within `MESH_WAKE_AGAIN_S` or when it is woken",
 )
 async def _(stage: Stage) -> None:
-    answer = await stage.raw.request("mesh.timer.ladder.own.x", b"", headers={"Nats-Rollup": "all"})
+    answer = await stage.raw.request("mesh.timer.spare.own.x", b"", headers={"Nats-Rollup": "all"})
     assert answer is not None
     assert "error" not in json.loads(answer.data)
 
@@ -536,7 +539,7 @@ async def _(stage: Stage) -> None:
 @attempt("publish an atomic batch", "peer", "server rule", "refused: no stream takes batches")
 async def _(stage: Stage) -> None:
     headers = {"Nats-Batch-Id": "b", "Nats-Batch-Sequence": "1", "Nats-Batch-Commit": "1"}
-    await refused_by_server(stage, "mesh.step.desk.own.batch", headers)
+    await refused_by_server(stage, "mesh.step.spare.own.batch", headers)
 
 
 @attempt(
@@ -546,7 +549,7 @@ async def _(stage: Stage) -> None:
     "refused: one message a subject, whatever sequence is expected",
 )
 async def _(stage: Stage) -> None:
-    first = await stage.raw.request("mesh.step.desk.own.twice", FORGED)
+    first = await stage.raw.request("mesh.step.spare.own.twice", FORGED)
     assert first is not None
     sequence = json.loads(first.data)["seq"]
     for headers in (
@@ -555,7 +558,7 @@ async def _(stage: Stage) -> None:
         {"Nats-Expected-Last-Sequence": "1"},
         {"Nats-Msg-Id": "x"},
     ):
-        await refused_by_server(stage, "mesh.step.desk.own.twice", headers, data=b"other")
+        await refused_by_server(stage, "mesh.step.spare.own.twice", headers, data=b"other")
 
 
 @attempt(
@@ -566,7 +569,7 @@ async def _(stage: Stage) -> None:
 )
 async def _(stage: Stage) -> None:
     headers = {names.EXPECTED_SUBJECT_SEQUENCE: str(2**62), names.EXPECTED_SUBJECT: "mesh.result.vault.done"}
-    assert "wrong last sequence" in await refused_by_server(stage, "mesh.step.desk.own.oracle", headers)
+    assert "wrong last sequence" in await refused_by_server(stage, "mesh.step.spare.own.oracle", headers)
 
 
 @attempt(
@@ -596,7 +599,10 @@ async def answered(stage: Stage, task: Identity) -> dict[str, Any]:
 
     async def read() -> dict[str, Any] | None:
         found = await stage.raw.request(f"{GET}.{SUBJECTS.result(task)}")
-        return json.loads(found.data) if found is not None and found.data else None
+        if found is None or not found.data:
+            return None
+        is_json = found.data[:1] == b"{"
+        return (msgspec.json if is_json else msgspec.msgpack).decode(found.data, type=dict[str, Any])
 
     return await eventually(read, within_s=10.0)
 
@@ -747,6 +753,29 @@ async def _(stage: Stage) -> None:
     stage.raw.errors.clear()
     await stage.publish(mine.reply, b"-NAK")
     assert not stage.raw.is_denied
+
+
+@attempt(
+    "ack a task of a capability that never had a consumer",
+    "peer",
+    "remains",
+    "the task goes, since nothing wants it: have `mesh topology apply` make the consumers first",
+)
+async def _(stage: Stage) -> None:
+    async with stage.behind.raw("ops") as ops:
+        stored = await ops.request("mesh.task.nobodys.x", b"{}")
+    assert stored is not None
+    mine = await stage.pulled()
+    tokens = mine.reply.split(".")
+    forged = ".".join([*tokens[:5], str(json.loads(stored.data)["seq"]), *tokens[6:]])
+    await stage.publish(forged, b"+ACK")
+    await stage.publish(mine.reply, b"+ACK")
+
+    async def is_gone() -> bool:
+        info = await stage.raw.api("STREAM.INFO.MESH", {"subjects_filter": "mesh.task.nobodys.>"})
+        return info is not None and not info["state"].get("subjects")
+
+    await eventually(is_gone, within_s=5.0)
 
 
 @attempt(
