@@ -128,6 +128,23 @@ def test_selectors_find_their_own_pods_and_no_others(manifests: list[Manifest]) 
             assert len([pod for pod in labels if wanted.items() <= labels[pod].items()]) == 1, at
 
 
+def test_every_port_that_is_named_is_one_that_the_pods_have(manifests: list[Manifest]) -> None:
+    services = of_kind(manifests, "Service")
+    for manifest in services + of_kind(manifests, "NetworkPolicy"):
+        spec = manifest["spec"]
+        selector = spec["podSelector"] if "podSelector" in spec else {"matchLabels": spec["selector"]}
+        ports = [port["targetPort"] for port in spec.get("ports", [])]
+        ports += [port["port"] for rule in spec.get("ingress", []) for port in rule.get("ports", [])]
+        for at, pod in pods(manifests):
+            if selects(selector, pod["metadata"]["labels"]):
+                known = {port["name"] for container in containers(pod) for port in container.get("ports", [])}
+                assert {port for port in ports if isinstance(port, str)} <= known, (manifest["metadata"]["name"], at)
+    for monitor in of_kind(manifests, "ServiceMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        (service,) = (s for s in services if wanted <= s["metadata"]["labels"].items())
+        assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+
+
 def test_a_volume_is_mounted_where_it_is_and_is_where_it_is_mounted(manifests: list[Manifest]) -> None:
     for at, pod in pods(manifests):
         volumes = {volume["name"] for volume in pod["spec"].get("volumes", [])}
