@@ -14,6 +14,7 @@ NATS permissions can be written per capability and one wildcard covers every sta
     <prefix>.beat.<peer>                       presence and load, not stored
     <prefix>.ctl.<target>.<verb>               questions and orders to live peers, not stored
     <prefix>.control.<key>                     the server's echo of a control record
+    <prefix>.backup.<token>                    parts of a stream's snapshot, for who asked for it, not stored
 
 Timers live in a stream of their own for each capability:
 
@@ -380,6 +381,10 @@ class Subjects:
     def ctl(self, target: str, verb: str) -> str:
         """A question or order: `target` is a peer's id, a capability, or `all`."""
         return f"{self._head}ctl.{target}.{verb}"
+
+    def under(self, *tokens: str) -> str:
+        """Every subject that begins with these tokens, as permissions name them."""
+        return f"{self._head}{'.'.join(tokens)}.>"
 
     # What the streams store.
 

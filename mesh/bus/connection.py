@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -40,6 +41,7 @@ What was sent to a leader that died is never answered, so this is a part of what
 elected after 4 to 9 s, and what is repeated until then is refused at once.
 """
 DENIALS_TOLD_MAX = 100
+INBOX_BYTES = 12
 LIST_WITHIN_S = 5.0
 """As long for what the server may have to look up at length."""
 
@@ -118,7 +120,7 @@ class Bus:
         """Serve answers over a connected client until left."""
         self.nc = nc
         self._connected.set()
-        self._inbox = nc.new_inbox()
+        self._inbox = self.new_inbox()
         self._cut = len(self._inbox) + 1
         await nc.subscribe(f"{self._inbox}.*", cb=self._answered)
         try:
@@ -148,6 +150,13 @@ class Bus:
         return lambda: self._on_reconnect.remove(callback)
 
     # Sending.
+
+    def new_inbox(self) -> str:
+        """A subject for answers that nobody can guess, whatever other inbox of this user they know.
+
+        Peers may write to the inboxes of those who ask them; the names of nats-py count upwards.
+        """
+        return f"{self.settings.nats_inbox_prefix}.{secrets.token_hex(INBOX_BYTES)}"
 
     async def publish(self, subject: str, data: bytes = b"", reply: str = "", headers: Headers | None = None) -> None:
         """Hand a message to the connection; nothing says whether it arrives.
@@ -258,7 +267,7 @@ class Bus:
 
     async def gather(self, subject: str, data: bytes, *, within_s: float, enough: int = 0) -> list[bytes]:
         """Answers of all who serve a subject, for `within_s` seconds or until `enough` of them came."""
-        inbox = self.nc.new_inbox()
+        inbox = self.new_inbox()
         answers: list[bytes] = []
         done = asyncio.Event()
 

@@ -7,6 +7,9 @@ Rules.
   its pull were left, a 404 ends a pull that does not wait.
 - The inbox is replaced, which cancels every pull on it, whenever the account may be wrong: a 409 (leadership
   change, consumer deleted, too many waiting), no responders, a reconnection, or silence past two heartbeats.
+- Across accounts the server takes a message with neither body nor headers, such as a raw publisher may send, for the end
+  of the answer, and what else that pull is served is lost until `ack_wait` (measured on 2.15.1). Whoever got one
+  replaces the inbox, and asks for one message a pull for some time: then nothing else is lost.
 - A delivery in flight to a replaced inbox is not lost: it comes again after `ack_wait`.
 """
 
@@ -37,6 +40,7 @@ IDLE_HEARTBEAT_S = 5.0
 SILENT_AFTER_S = 2 * IDLE_HEARTBEAT_S + 1
 RENEW_AFTER_S = 0.25
 DRAIN_WITHIN_S = 3.0
+SINGLY_S = 60.0
 
 NO_MESSAGES = "404"
 _ENDED = (NO_MESSAGES, "408")
@@ -85,6 +89,7 @@ class Pull:
         self._subscription: Subscription | None = None
         self._inbox = ""
         self._heard_at = 0.0
+        self._singly_until = 0.0
         self._renew = asyncio.Event()
         # Replacing takes a round trip; two replacements at once would leave an inbox with pulls nobody counts.
         self._inbox_lock = asyncio.Lock()
@@ -115,7 +120,9 @@ class Pull:
         """
         passed_over = b',"min_pending":%d' % bid if bid > BEST else b""
         heartbeat = _HEARTBEAT if for_s > 2 * IDLE_HEARTBEAT_S else b""
-        await self._ask(slots, _PULL % (slots, for_s * NANOS, passed_over + heartbeat))
+        batch = 1 if time.monotonic() < self._singly_until else slots
+        for _ in range(slots // batch):
+            await self._ask(batch, _PULL % (batch, for_s * NANOS, passed_over + heartbeat))
 
     async def take(self) -> None:
         """Have one message, if one is there now."""
@@ -167,7 +174,7 @@ class Pull:
                 await subscription.unsubscribe()
 
     async def _new_inbox(self) -> None:
-        inbox = self._inbox = self._bus.nc.new_inbox()
+        inbox = self._inbox = self._bus.new_inbox()
 
         async def arrived(message: Msg) -> None:
             self._heard_at = time.monotonic()
@@ -177,6 +184,8 @@ class Pull:
                 return
             if inbox == self._inbox:
                 self._served()
+                if not message.data and not message.headers:
+                    self._was_ended()
             self._on_delivery(delivery(message))
 
         # A peer never has more in flight than it offered, so the client's own limits are no use here.
@@ -184,6 +193,12 @@ class Pull:
             inbox, cb=arrived, pending_msgs_limit=0, pending_bytes_limit=0
         )
         self._heard_at = time.monotonic()
+
+    def _was_ended(self) -> None:
+        now = time.monotonic()
+        if now >= self._singly_until:
+            self._renew.set()
+        self._singly_until = now + SINGLY_S
 
     def _served(self) -> None:
         self.served += 1
