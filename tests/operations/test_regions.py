@@ -1,0 +1,110 @@
+"""A leaf node in another region, with the configuration of docs/deploy.md: the mesh works through it unchanged."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh import Agent, Context
+from mesh.bus import control
+from mesh.client import Mesh
+from mesh.settings import Settings
+from mesh.testing import eventually, hosting
+from mesh.testing.cluster import free_ports
+from mesh.testing.network import Link
+from mesh.testing.servers import ConfiguredServer, configured_server
+from tests.operations.accounts import mesh_accounts, settings_of, user
+from tests.operations.pages import block, with_changes
+
+LARGE = "x" * 300_000
+"""Kept as an object, beside the stream."""
+
+near = Agent("near", version="1")
+far = Agent("far", version="1")
+
+
+@near.handles("order")
+async def order(number: int, ctx: Context) -> int:
+    return await ctx.call(pack, number)
+
+
+@far.handles("pack")
+async def pack(number: int, ctx: Context) -> int:
+    await ctx.sleep(0.6)  # past `hot_wait_s`: it parks, and a timer wakes it
+    return 2 * number
+
+
+@far.handles("copy")
+async def copy(text: str) -> str:
+    return text + text
+
+
+@dataclass
+class Regions:
+    """A hub, a leaf node, and the link between them."""
+
+    hub: ConfiguredServer
+    leaf: ConfiguredServer
+    link: Link
+    at_hub: Settings
+    at_leaf: Settings
+
+
+@asynccontextmanager
+async def regions(folder: Path, *, more_at_leaf: str = "") -> AsyncIterator[Regions]:
+    """Two servers, configured as the page says."""
+    hub_port, hub_leaf_port, leaf_port = free_ports(3)
+    ours, theirs, leaf_user = (user(folder, name) for name in ("ours", "theirs", "leaf-eu"))
+    (folder / "hub").mkdir()
+    (folder / "hub/accounts.conf").write_text(
+        f"accounts {{\n{mesh_accounts('mesh', [ours, theirs, leaf_user])}}}\n"
+    )
+    hub_config = with_changes(
+        block("hub.conf"),
+        {
+            "0.0.0.0:4222": f"127.0.0.1:{hub_port}",
+            "0.0.0.0:7422": f"127.0.0.1:{hub_leaf_port}",
+            "/data": str(folder / "hub/store"),
+        },
+    )
+    async with Link("127.0.0.1", hub_leaf_port).open() as link:
+        leaf_config = with_changes(
+            block("leaf.conf"),
+            {
+                "0.0.0.0:4222": f"127.0.0.1:{leaf_port}",
+                "hub:7422": f"127.0.0.1:{link.port}",
+                "USER_OF_A_PEER": theirs.public,
+            },
+        )
+        with (
+            configured_server(folder / "hub", hub_config, port=hub_port) as hub,
+            configured_server(
+                folder / "leaf",
+                leaf_config + more_at_leaf,
+                port=leaf_port,
+                variables={"LEAF_EU_SEED": leaf_user.seed.read_text()},
+            ) as leaf,
+        ):
+            await eventually(lambda: "Leafnode connection created" in leaf.log)
+            short = {"hot_wait_s": 0.2, "connect_within_s": 20}
+            yield Regions(
+                hub, leaf, link, settings_of(ours, hub_port, **short), settings_of(theirs, leaf_port, **short)
+            )
+
+
+async def test_a_mesh_works_through_a_leaf_node(tmp_path: Path) -> None:
+    async with (
+        regions(tmp_path) as two,
+        hosting(near, settings=two.at_hub) as here,
+        hosting(far, settings=two.at_leaf) as there,
+        Mesh.connect(settings=two.at_hub) as hub,
+        Mesh.connect(settings=two.at_leaf) as leaf,
+    ):
+        from_hub = await (await hub.submit(order, 1)).result()
+        from_leaf = await (await leaf.submit(order, 2)).result()
+        large = await (await hub.submit(copy, LARGE)).result()
+        await eventually(lambda: here.live_peers() == there.live_peers() == 2)
+
+    assert (from_hub, from_leaf) == (2, 4)
+    assert large == LARGE + LARGE
