@@ -11,6 +11,11 @@ from mesh.bus import topology
 from mesh.settings import Settings
 from mesh.testing.fixtures import ACK_WAIT_S, BEAT_S, EVENTS_BYTES_MAX, OBJECTS_BYTES_MAX, STREAM_BYTES_MAX, SWEEP_S
 
+API = "$JS.API.>"
+"""A pull is answered many times: by heartbeats, messages and its end. With one answer, the default, the server forgets
+whom to answer after the first heartbeat. What it remembers goes 15 s after the last answer; without a threshold, after
+two minutes. It has to be this very subject: the server's own import of it would stand beside any narrower one."""
+
 
 @dataclass(frozen=True)
 class User:
@@ -36,12 +41,12 @@ def mesh_accounts(prefix: str, users: Sequence[User], *, limits: str = "enabled"
     stored = [subject for spec in topology.streams(settings) for subject in spec.config["subjects"]]
     head = f"{prefix}."
     timed = [f"{head}{word}.>" for word in ("timer", "due", "cron", "tick")]
-    services = sorted({*stored, *timed, "$JS.API.>", "$JS.ACK.>"})
+    services = sorted({*stored, *timed, "$JS.ACK.>"})
     streams = [subjects.result_echo[1], subjects.control_echo[1], *(echo for echo in [subjects.limit_echoes[1]])]
     name = subjects.stream
-    # A pull is answered many times: by heartbeats, messages and its end.
-    exports = [f'{{ service: "{one}", response: stream }}' for one in services] + [f'{{ stream: "{one}" }}' for one in streams]
-    imports = [f'{{ service: {{ account: {name}, subject: "{one}" }} }}' for one in services]
+    exports = [f'{{ service: "{one}" }}' for one in services] + [f'{{ stream: "{one}" }}' for one in streams]
+    exports.append(f'{{ service: "{API}", response: stream, response_threshold: "15s" }}')
+    imports = [f'{{ service: {{ account: {name}, subject: "{one}" }} }}' for one in (*services, API)]
     imports += [f'{{ stream: {{ account: {name}, subject: "{one}" }} }}' for one in streams]
     return f"""\
   {name} {{

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh import Agent, Context
-from mesh.bus import control
+from mesh.bus import topology
 from mesh.client import Mesh
 from mesh.settings import Settings
 from mesh.testing import eventually, hosting
@@ -52,7 +52,7 @@ class Regions:
 
 
 @asynccontextmanager
-async def regions(folder: Path, *, more_at_leaf: str = "") -> AsyncIterator[Regions]:
+async def regions(folder: Path) -> AsyncIterator[Regions]:
     """Two servers, configured as the page says."""
     hub_port, hub_leaf_port, leaf_port = free_ports(3)
     ours, theirs, leaf_user = (user(folder, name) for name in ("ours", "theirs", "leaf-eu"))
@@ -81,7 +81,7 @@ async def regions(folder: Path, *, more_at_leaf: str = "") -> AsyncIterator[Regi
             configured_server(folder / "hub", hub_config, port=hub_port) as hub,
             configured_server(
                 folder / "leaf",
-                leaf_config + more_at_leaf,
+                leaf_config,
                 port=leaf_port,
                 variables={"LEAF_EU_SEED": leaf_user.seed.read_text()},
             ) as leaf,
@@ -108,3 +108,77 @@ async def test_a_mesh_works_through_a_leaf_node(tmp_path: Path) -> None:
 
     assert (from_hub, from_leaf) == (2, 4)
     assert large == LARGE + LARGE
+
+
+async def test_a_region_that_is_cut_off_loses_its_tasks_to_others_and_answers_none_twice(tmp_path: Path) -> None:
+    began: list[str] = []
+    go_on = asyncio.Event()
+
+    def hosted(where: str) -> Agent:
+        agent = Agent(where, version="1")
+
+        @agent.handles("ship", concurrency=2)
+        async def ship(number: int) -> str:
+            began.append(where)
+            if where == "far":
+                await go_on.wait()
+            return where
+
+        return agent
+
+    stored: list[str] = []
+    async with regions(tmp_path) as two, Mesh.connect(settings=two.at_hub) as hub:
+        subjects = hub.bus.subjects
+        async with (
+            hub.bus.listening(subjects.result_echo[1], lambda subject, _, __: stored.append(subject)),
+            hosting(hosted("far"), settings=two.at_leaf) as there,
+        ):
+            tasks = [await hub.submit("ship", number, returns=str) for number in range(2)]
+            await eventually(lambda: len(began) == 2)
+
+            two.link.cut()
+            async with hosting(hosted("near"), settings=two.at_hub):
+                answers = [await task.result() for task in tasks]
+                go_on.set()  # what the region came to by itself, while it is cut off
+                two.link.heal()
+                await eventually(lambda: not there.host.running)
+                await eventually(there.is_ready)
+                again = await (await hub.submit("ship", 3, returns=str)).result()
+
+    assert answers == ["near", "near"]
+    assert again in ("near", "far")
+    assert len(stored) == len(set(stored)) == 3
+
+
+async def test_a_leaf_node_with_jetstream_of_its_own_in_the_account_makes_a_second_mesh(tmp_path: Path) -> None:
+    # Why the page says: no JetStream in the leaf's account. Each side keeps every task, and the far one has no peer.
+    hub_port, hub_leaf_port, leaf_port = free_ports(3)
+    hub_config = f"""
+listen: "127.0.0.1:{hub_port}"
+server_name: hub
+jetstream {{ store_dir: store }}
+accounts {{ MESH_AGENTS {{ jetstream: enabled, users: [{{ user: a, password: a }}] }} }}
+leafnodes {{ listen: "127.0.0.1:{hub_leaf_port}" }}
+"""
+    leaf_config = f"""
+listen: "127.0.0.1:{leaf_port}"
+server_name: eu-1
+jetstream {{ store_dir: store, domain: eu }}
+accounts {{ MESH_AGENTS {{ jetstream: enabled, users: [{{ user: a, password: a }}] }} }}
+leafnodes {{ remotes: [ {{ url: "nats://a:a@127.0.0.1:{hub_leaf_port}", account: MESH_AGENTS }} ] }}
+"""
+    def at(port: int) -> Settings:
+        return Settings(nats_url=f"nats://a:a@127.0.0.1:{port}", prefix="mesh", stream_bytes_max=2**26)
+
+    with (
+        configured_server(tmp_path / "hub", hub_config, port=hub_port),
+        configured_server(tmp_path / "leaf", leaf_config, port=leaf_port) as leaf,
+    ):
+        await eventually(lambda: "Leafnode connection created" in leaf.log)
+        async with Mesh.connect(settings=at(hub_port)) as hub, Mesh.connect(settings=at(leaf_port)) as there:
+            for one in (hub, there):
+                await topology.ensure(one.bus, topology.streams(one.bus.settings))
+            await hub.submit("ship", 1, returns=str)
+            kept = [await eventually(lambda one=one: topology.count(one.bus, "mesh.task.>")) for one in (hub, there)]
+
+    assert kept == [1, 1]
