@@ -1,0 +1,114 @@
+"""Two meshes on one server, each in a pair of accounts of its own: nothing crosses, and a full one stops only itself."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mesh import Agent
+from mesh.bus import control, topology
+from mesh.cli.fleet import describe
+from mesh.client import Mesh
+from mesh.errors import Overloaded, SetupError, StreamFull
+from mesh.settings import Settings
+from mesh.testing import eventually, hosting
+from mesh.testing.cluster import free_ports
+from mesh.testing.servers import configured_server
+from tests.operations.accounts import mesh_accounts, settings_of, user
+from tests.operations.pages import block
+
+LIMITS = block("limits of a tenant").strip()
+"""As the page says them: `{ max_file: …, max_streams: … }`."""
+TENANTS = ("shop", "lab")
+SMALL = {"stream_bytes_max": 2**20, "objects_bytes_max": 2**20, "events_bytes_max": 2**20}
+"""What streams may hold is set aside from the account's limit; with this most of it is left for those without a limit."""
+
+
+@asynccontextmanager
+async def tenants(folder: Path, **limits: str) -> AsyncIterator[tuple[Settings, Settings]]:
+    """Settings of a user of each tenant."""
+    (port,) = free_ports(1)
+    users = {name: user(folder, name) for name in TENANTS}
+    accounts = "".join(mesh_accounts(name, [users[name]], limits=limits.get(name, LIMITS)) for name in TENANTS)
+    config = f"""
+listen: "127.0.0.1:{port}"
+jetstream {{ store_dir: store }}
+accounts {{
+{accounts}}}
+"""
+    with configured_server(folder / "server", config, port=port):
+        shop, lab = (settings_of(users[name], port, name) for name in TENANTS)
+        yield shop, lab
+
+
+def answering(what: str) -> Agent:
+    """An agent whose capability is called as the other tenant's."""
+    agent = Agent("desk", version="1")
+
+    @agent.handles("answer")
+    async def answer(question: str) -> str:
+        return f"{what}: {question}"
+
+    return agent
+
+
+async def test_no_task_beat_name_or_record_crosses_between_tenants(tmp_path: Path) -> None:
+    heard: dict[str, list[str]] = {name: [] for name in TENANTS}
+    async with (
+        tenants(tmp_path) as (shop, lab),
+        Mesh.connect(settings=shop) as in_shop,
+        Mesh.connect(settings=lab) as in_lab,
+        in_shop.bus.listening(">", lambda subject, _, __: heard["shop"].append(subject)),
+        in_lab.bus.listening(">", lambda subject, _, __: heard["lab"].append(subject)),
+        hosting(answering("shop"), settings=shop) as shop_peer,
+        hosting(answering("lab"), settings=lab) as lab_peer,
+    ):
+        answers = [await (await one.submit("answer", "?", key="same", returns=str)).result() for one in (in_shop, in_lab)]
+        await control.pause(in_lab.bus, "answer", reason="only here")
+        await eventually(lambda: lab_peer.host.controls.is_paused("answer"))
+        beats = [len(await describe(one.bus, within_s=0.5)) for one in (in_shop, in_lab)]
+        again = await (await in_shop.submit("answer", "again", returns=str)).result()
+        streams = [await in_shop.bus.api("STREAM.NAMES"), await in_lab.bus.api("STREAM.NAMES")]
+
+    assert answers == ["shop: ?", "lab: ?"]
+    assert beats == [1, 1]
+    assert again == "shop: again"
+    assert not [name for name in streams[0]["streams"] if "LAB" in name]
+    assert not [name for name in streams[1]["streams"] if "SHOP" in name]
+    assert heard["shop"]
+    assert not [subject for subject in heard["shop"] if "lab" in subject]
+    assert not [subject for subject in heard["lab"] if "shop" in subject]
+    assert shop_peer.live_peers() == lab_peer.live_peers() == 1
+
+
+async def test_a_tenant_that_fills_its_quota_does_not_stop_the_other(tmp_path: Path) -> None:
+    async with (
+        tenants(tmp_path, lab="{ max_file: 80MB }") as (shop, lab),
+        hosting(answering("shop"), settings=shop),
+        Mesh.connect(settings=shop) as in_shop,
+        Mesh.connect(settings=lab.model_copy(update=SMALL)) as in_lab,
+    ):
+        await topology.ensure(in_lab.bus, topology.streams(in_lab.bus.settings))
+        for size in (900_000, 30_000, 1_000, 30):
+            with pytest.raises(StreamFull):
+                for number in range(200):
+                    await in_lab.bus.store(f"lab.line.answer.{size}-{number}", bytes(size))
+
+        with pytest.raises(Overloaded):
+            await in_lab.submit("answer", "no room", returns=str)
+        answer = await (await in_shop.submit("answer", "?", returns=str)).result()
+
+    assert answer == "shop: ?"
+
+
+async def test_a_tenant_makes_no_more_streams_than_it_may(tmp_path: Path) -> None:
+    async with (
+        tenants(tmp_path, lab="{ max_file: 1GB, max_streams: 3 }") as (shop, lab),
+        Mesh.connect(settings=shop) as in_shop,
+        Mesh.connect(settings=lab) as in_lab,
+    ):
+        with pytest.raises(SetupError, match="maximum number of streams"):
+            await topology.ensure(in_lab.bus, topology.streams(lab))
+
+        await topology.ensure(in_shop.bus, topology.streams(shop))
