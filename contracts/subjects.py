@@ -15,10 +15,10 @@ NATS permissions can be written per capability and one wildcard covers every sta
     <prefix>.ctl.<target>.<verb>               questions and orders to live peers, not stored
     <prefix>.control.<key>                     the server's echo of a control record
 
-Timers live in a stream of their own:
+Timers live in a stream of their own for each capability:
 
     <prefix>.timer.<capability>.<id>.<name>    a scheduled message, fires as `<prefix>.due.<capability>.<id>.<name>`
-    <prefix>.cron.<name>                       a recurring one, fires as `<prefix>.tick.<name>`
+    <prefix>.cron.<capability>.<name>          a recurring one, fires as `<prefix>.tick.<capability>.<name>`
 
 A dot in an id means "child of". Tokens that the mesh makes below an id begin with `~`; tokens that users
 choose may not. So a step name and a child of the same task can never share a subject. What the mesh itself
@@ -249,7 +249,8 @@ class Subjects:
         self.stream = prefix.upper().replace(".", "_")
         self.control_bucket = f"{self.stream}_CONTROL"
         self.control_stream = f"KV_{self.control_bucket}"
-        self.timer_stream = f"{self.stream}_TIMERS"
+        self.timer_streams = f"{self.stream}_TIMERS@"
+        """What the names of all timer streams begin with; no other stream's does."""
         self.line_stream = f"{self.stream}_LINES"
         self.limit_stream = f"{self.stream}_LIMITS"
         self.object_stream = f"{self.stream}_OBJECTS"
@@ -376,9 +377,13 @@ class Subjects:
 
     @property
     def stored(self) -> list[str]:
-        words = ["task", *(f"task@{lane}" for lane in LANES)]
-        words += ["park", "wake", "wake@again", "result", "step", "dead.letter"]
-        return [f"{self._head}{word}.>" for word in words]
+        words = ["task", *(f"task@{lane}" for lane in LANES), "wake", "wake@again"]
+        return [*(f"{self._head}{word}.>" for word in words), *self.records]
+
+    @property
+    def records(self) -> list[str]:
+        """What the stream of tasks keeps that no peer pulls."""
+        return [f"{self._head}{word}.>" for word in ("park", "result", "step", "dead.letter")]
 
     # Timers.
 
@@ -388,29 +393,30 @@ class Subjects:
     def due(self, task: Identity, name: str) -> str:
         return f"{self._head}due.{task.capability}.{task.id}.{name}"
 
-    def cron(self, name: str) -> str:
-        return f"{self._head}cron.{name}"
+    def cron(self, capability: str, name: str) -> str:
+        return f"{self._head}cron.{capability}.{name}"
 
-    def tick(self, name: str) -> str:
-        return f"{self._head}tick.{name}"
+    def tick(self, capability: str, name: str) -> str:
+        return f"{self._head}tick.{capability}.{name}"
 
     @property
     def crons(self) -> str:
-        return f"{self._head}cron.*"
+        return f"{self._head}cron.>"
 
-    @property
-    def timers_stored(self) -> list[str]:
-        return [f"{self._head}{word}.>" for word in ("timer", "due", "cron", "tick")]
+    def timer_stream(self, capability: str) -> str:
+        return f"{self.timer_streams}{capability}"
 
-    @property
-    def fired(self) -> list[str]:
-        """What fired timers and schedules leave for peers to act on."""
-        return [f"{self._head}due.>", f"{self._head}tick.>"]
+    def timers_stored(self, capability: str) -> list[str]:
+        return [f"{self._head}{word}.{capability}.>" for word in ("timer", "due", "cron", "tick")]
+
+    def fired(self, capability: str) -> list[str]:
+        """What fired timers and schedules of a capability leave for its peers to act on."""
+        return [f"{self._head}due.{capability}.>", f"{self._head}tick.{capability}.>"]
 
     def schedule_name(self, subject: str) -> str:
         """The name of the schedule whose cron or tick subject this is; empty if it is neither."""
-        word, _, name = subject[len(self._head) :].partition(".")
-        return name if word in ("cron", "tick") else ""
+        word, _, rest = subject[len(self._head) :].partition(".")
+        return rest.partition(".")[2] if word in ("cron", "tick") else ""
 
     @property
     def result_echo(self) -> tuple[str, str]:

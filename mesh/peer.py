@@ -130,7 +130,7 @@ class Peer:
         self._cancelled = Cancelled(self.host, self._serving)
         self.host.controls.on_cancel.append(self._cancelled.heard)
         self.intakes = [Intake(self.host, capability, on_lost=self._shake) for capability in capabilities]
-        self._timekeeper = Timekeeper(self.host, on_lost=self._shake)
+        self._timekeepers = [Timekeeper(self.host, name, on_lost=self._shake) for name in names]
         self._survey_of_mesh = Survey(self.host, names, live_peers=self.live_peers)
         self.metrics.watch(self._survey_of_mesh.read)
         self.metrics.watch(Gauges(self.host, self.intakes, is_ready=self.is_ready, live_peers=self.live_peers).read)
@@ -342,7 +342,8 @@ class Peer:
             stack.callback(off)
             await stack.enter_async_context(self.host.services.open())
             await stack.enter_async_context(self.host.breakers.open())
-            await stack.enter_async_context(self._timekeeper.open())
+            for timekeeper in self._timekeepers:
+                await stack.enter_async_context(timekeeper.open())
             for intake in self.intakes:
                 await stack.enter_async_context(intake.open())
             capabilities = [intake.capability for intake in self.intakes]
@@ -375,22 +376,19 @@ class Peer:
         self.host.is_draining = True
         for intake in self.intakes:
             await intake.stop_bidding()
-        await self._timekeeper.stop()
+        for timekeeper in self._timekeepers:
+            await timekeeper.stop()
         async with asyncio.TaskGroup() as finishing:
             for intake in self.intakes:
                 finishing.create_task(intake.finish(grace_s=self.settings.grace_s))
         await self.host.tell(EventKind.LEFT)
 
     def _topology(self) -> list[topology.Spec]:
-        consumers = [
-            topology.consumer(self.settings, intake.capability.name, lane, queue_max=self._queue_max(intake))
-            for intake in self.intakes
-            for lane in ORDER
-        ]
-        return [*topology.streams(self.settings), topology.timekeeper(self.settings), *consumers]
-
-    def _queue_max(self, intake: Intake) -> int:
-        return intake.capability.limits.queue_max or self.settings.queue_max
+        specs = list(topology.of_mesh(self.settings))
+        for capability in (intake.capability for intake in self.intakes):
+            queue_max = capability.limits.queue_max or self.settings.queue_max
+            specs += topology.of_capability(self.settings, capability.name, queue_max=queue_max)
+        return specs
 
     async def _ensure(self) -> topology.Ensured:
         """See to the topology, for as long as it takes the server to answer."""

@@ -103,7 +103,7 @@ async def streams(bus: Bus, bounds: Mapping[str, int] = NO_BOUNDS) -> Streams | 
 
     `bounds` are what peers want for the queues of their capabilities.
     """
-    mesh, *others = topology.streams(bus.settings)
+    mesh, *others = topology.of_mesh(bus.settings)
     asked_at = time.time()
     info = await topology.inspect(bus, mesh)
     answered_at = time.time()
@@ -112,29 +112,28 @@ async def streams(bus: Bus, bounds: Mapping[str, int] = NO_BOUNDS) -> Streams | 
     differences = topology.differences(mesh, info["config"])
     missing: list[Spec] = []
     queues: list[Queue] = []
-    for spec in (*others, topology.timekeeper(bus.settings), *await consumers(bus, bounds)):
+    for spec in (*others, *await of_capabilities(bus, bounds)):
         found = await topology.inspect(bus, spec)
         if found is None:
             missing.append(spec)
             continue
         differences += topology.differences(spec, found["config"])
-        if spec.kind == "consumer" and spec.stream == mesh.name:
+        if spec.kind == "consumer" and spec.stream == mesh.name and spec.name != topology.KEEPER:
             queues.append(await _queue(bus, spec, found))
     stream = _stream(info, asked_at, answered_at)
     return Streams(stream, tuple(queues), tuple(differences), tuple(missing))
 
 
-async def consumers(bus: Bus, bounds: Mapping[str, int] = NO_BOUNDS) -> list[Spec]:
-    """The consumers that the mesh's stream has, as this version and the peers want them."""
+async def of_capabilities(bus: Bus, bounds: Mapping[str, int] = NO_BOUNDS) -> list[Spec]:
+    """What the capabilities need that the mesh's stream has consumers for, as this version and the peers want it."""
     wanted: list[Spec] = []
-    for name in sorted(await topology.served(bus)):
-        capability, _, lane = name.partition("@")
+    for capability in sorted({name.partition("@")[0] for name in await topology.served(bus)}):
         try:
-            bound = bounds.get(capability)
-            wanted.append(topology.consumer(bus.settings, check_capability(capability), lane, queue_max=bound))
+            check_capability(capability)
         except ContractError:
             # Somebody's own consumer; it is none of ours.
             continue
+        wanted += topology.of_capability(bus.settings, capability, queue_max=bounds.get(capability))
     return wanted
 
 

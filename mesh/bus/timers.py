@@ -1,9 +1,10 @@
-"""Timers and recurring tasks: scheduled messages, in a stream of their own (ADR-51).
+"""Timers and recurring tasks: scheduled messages, in a stream of their own for each capability (ADR-51).
 
 A schedule header can name any subject of its stream as target, and its flag turns rollups on, so a writer there
-could write or wipe what its permissions forbid: nothing but timers lives in this stream. A fired timer carries only
-a name; a peer turns it into a wake. A fired recurring task carries its payload; a peer turns it into a task whose
-id is the schedule's name and the second it fired in, so that it starts once however often it is delivered.
+could write or wipe what its permissions forbid: nothing but one capability's timers lives in such a stream. A fired
+timer carries only a name; a peer turns it into a wake. A fired recurring task carries its payload; a peer turns it
+into a task whose id is the schedule's name and the second it fired in, so that it starts once however often it is
+delivered.
 
 The server's floor is about 250 ms: a timer that is due sooner fires then.
 """
@@ -19,6 +20,7 @@ from contracts.subjects import Identity, check_key
 from contracts.task import Sender, Task
 from contracts.workflow import Recurring
 from mesh import payload as payloads
+from mesh.bus import topology
 from mesh.bus.commit import create_once
 from mesh.bus.connection import Bus
 from mesh.bus.records import Stored, read, read_range
@@ -48,15 +50,21 @@ class Schedule:
 async def set_schedule(bus: Bus, name: str, recurring: Recurring) -> bool:
     """Set a recurring task. False: the name is taken; take that one away first.
 
+    A name stands for one schedule of the mesh; of two that are set at once under it for two capabilities, both stand.
+
     Raises:
         ContractError: the name is illegal, or the server does not understand the schedule or the time zone.
+        SetupError: the server cannot hold the capability's timers.
     """
-    subjects = bus.subjects
-    headers = {names.SCHEDULE: recurring.schedule, names.SCHEDULE_TARGET: subjects.tick(check_key(name))}
+    if await read_schedule(bus, name) is not None:
+        return False
+    subjects, capability = bus.subjects, recurring.capability
+    await topology.ensure(bus, (topology.timers(bus.settings, capability),))
+    headers = {names.SCHEDULE: recurring.schedule, names.SCHEDULE_TARGET: subjects.tick(capability, name)}
     if recurring.time_zone:
         headers[names.SCHEDULE_TIME_ZONE] = recurring.time_zone
     try:
-        return await create_once(bus, subjects.cron(name), wire.encode(recurring), headers)
+        return await create_once(bus, subjects.cron(capability, name), wire.encode(recurring), headers)
     except PublishRejected as error:
         raise ContractError(
             f"schedule {recurring.schedule!r}{f' in {recurring.time_zone}' if recurring.time_zone else ''}: {error};"
@@ -67,13 +75,16 @@ async def set_schedule(bus: Bus, name: str, recurring: Recurring) -> bool:
 async def schedules(bus: Bus) -> list[Schedule]:
     """Every recurring task that is set. Needs an operator's rights."""
     subjects = bus.subjects
-    found = [stored async for stored in read_range(bus, subjects.timer_stream, subjects.crons)]
-    return [Schedule(subjects.schedule_name(stored.subject), _recurring(stored)) for stored in found]
+    return [
+        Schedule(subjects.schedule_name(stored.subject), _recurring(stored))
+        for stream in await topology.timer_streams(bus)
+        async for stored in read_range(bus, stream, subjects.crons)
+    ]
 
 
 async def read_schedule(bus: Bus, name: str) -> Schedule | None:
     """A recurring task by its name, or None."""
-    stored = await read(bus, bus.subjects.cron(check_key(name)), stream=bus.subjects.timer_stream)
+    stored = await _read_cron(bus, name)
     return None if stored is None else Schedule(name, _recurring(stored))
 
 
@@ -83,17 +94,27 @@ async def drop_schedule(bus: Bus, name: str) -> bool:
     Raises:
         ApiError: the server refuses, for want of rights.
     """
-    subjects = bus.subjects
-    stored = await read(bus, subjects.cron(check_key(name)), stream=subjects.timer_stream)
+    stored = await _read_cron(bus, name)
     if stored is None:
         return False
+    stream = bus.subjects.timer_stream(_recurring(stored).capability)
     try:
-        await bus.api(f"STREAM.PURGE.{subjects.timer_stream}", {"filter": subjects.cron(name)})
+        await bus.api(f"STREAM.PURGE.{stream}", {"filter": stored.subject})
     except ApiError:
-        if await read(bus, subjects.cron(name), stream=subjects.timer_stream) is not None:
+        if await read(bus, stored.subject, stream=stream) is not None:
             raise
         return False
     return True
+
+
+async def _read_cron(bus: Bus, name: str) -> Stored | None:
+    check_key(name)
+    for stream in await topology.timer_streams(bus):
+        capability = stream.removeprefix(bus.subjects.timer_streams)
+        stored = await read(bus, bus.subjects.cron(capability, name), stream=stream)
+        if stored is not None:
+            return stored
+    return None
 
 
 async def submit_tick(bus: Bus, name: str, recurring: Recurring, fired_at: float) -> bool:

@@ -17,10 +17,13 @@ from mesh.bus.queues import BOUND
 from mesh.bus.records import RETRY_S
 from mesh.bus.replies import CONSUMER_EXISTS, CONSUMER_NOT_FOUND, STREAM_NAME_IN_USE, STREAM_NOT_FOUND, ApiError
 from mesh.errors import BusUnavailable, SetupError, TopologyDrift
+from mesh.scheduling.lanes import ORDER
 from mesh.settings import Settings
 
 PRIORITY_GROUP = "slots"
 TIMEKEEPER = "timekeeper"
+KEEPER = "@keeper"
+"""No capability's name begins so."""
 NANOS = 1_000_000_000
 APPEARS_WITHIN_S = 10.0
 EVENTS_MAX = 500_000
@@ -77,7 +80,7 @@ class Ensured:
 
 
 def streams(settings: Settings) -> tuple[Spec, ...]:
-    """The streams of a mesh: tasks and records, control records, timers, lines, limits, objects, events."""
+    """Tasks and records, control records, lines, limits, objects, events: every stream but those of timers."""
     subjects = settings.subjects
     source, destination = subjects.result_echo
     control_source, control_destination = subjects.control_echo
@@ -115,23 +118,6 @@ def streams(settings: Settings) -> tuple[Spec, ...]:
             "allow_msg_ttl": True,
             "republish": {"src": control_source, "dest": control_destination},
             "max_bytes": 64 * 2**20,
-            "num_replicas": settings.replicas,
-        },
-    )
-    timers = Spec(
-        "stream",
-        subjects.timer_stream,
-        subjects.timer_stream,
-        {
-            "subjects": subjects.timers_stored,
-            "retention": "workqueue",
-            "storage": "file",
-            "max_msgs_per_subject": 1,
-            # Schedules refuse "new". With no limit there is nothing old to discard.
-            "discard": "old",
-            "allow_direct": True,
-            "allow_msg_ttl": True,
-            "allow_msg_schedules": True,
             "num_replicas": settings.replicas,
         },
     )
@@ -203,13 +189,68 @@ def streams(settings: Settings) -> tuple[Spec, ...]:
         },
         is_optional=True,
     )
-    return mesh, control, timers, lines, limits, objects, events
+    return mesh, control, lines, limits, objects, events
 
 
-def timekeeper(settings: Settings) -> Spec:
-    """The durable consumer from which peers take fired timers."""
+def of_mesh(settings: Settings) -> tuple[Spec, ...]:
+    """What a mesh has before it has a capability: its streams, and the keeper of its records."""
+    return (*streams(settings), keeper(settings))
+
+
+def of_capability(settings: Settings, capability: str, *, queue_max: int | None = None) -> tuple[Spec, ...]:
+    """What a capability has: its timers, and the queue of each of its lanes."""
+    lanes = (consumer(settings, capability, lane, queue_max=queue_max) for lane in ORDER)
+    return (timers(settings, capability), timekeeper(settings, capability), *lanes)
+
+
+def keeper(settings: Settings) -> Spec:
+    """A consumer from which nobody pulls, so that no ack takes a record away.
+
+    On a work queue the server takes an ack for any sequence on any consumer, and deletes the message unless another
+    consumer wants it (measured on 2.15.1): with an ack that it made up, a peer of one capability would delete
+    results of all others. What this one filters, somebody still wants.
+    """
     subjects = settings.subjects
-    return _consumer(settings, subjects.timer_stream, TIMEKEEPER, subjects.fired)
+    config = {
+        "durable_name": KEEPER,
+        "ack_policy": "explicit",
+        "max_deliver": -1,
+        "filter_subjects": subjects.records,
+    }
+    return Spec("consumer", subjects.stream, KEEPER, config)
+
+
+def timers(settings: Settings, capability: str) -> Spec:
+    """The stream of a capability's timers.
+
+    A schedule may name any subject of its stream as its target, and schedules come with rollups: who may write here
+    may write or wipe all that is here. So nothing of another capability's is.
+    """
+    subjects = settings.subjects
+    name = subjects.timer_stream(capability)
+    return Spec(
+        "stream",
+        name,
+        name,
+        {
+            "subjects": subjects.timers_stored(capability),
+            "retention": "workqueue",
+            "storage": "file",
+            "max_msgs_per_subject": 1,
+            # Schedules refuse "new". With no limit there is nothing old to discard.
+            "discard": "old",
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+            "allow_msg_schedules": True,
+            "num_replicas": settings.replicas,
+        },
+    )
+
+
+def timekeeper(settings: Settings, capability: str) -> Spec:
+    """The durable consumer from which a capability's peers take its fired timers."""
+    subjects = settings.subjects
+    return _consumer(settings, subjects.timer_stream(capability), TIMEKEEPER, subjects.fired(capability))
 
 
 def consumer(settings: Settings, capability: str, lane: str = "", *, queue_max: int | None = None) -> Spec:
@@ -308,12 +349,23 @@ async def inspect(bus: Bus, spec: Spec) -> dict[str, Any] | None:
 
 
 async def served(bus: Bus) -> set[str]:
-    """Names of the durable consumers on the mesh's stream."""
+    """Names of the durable consumers on the mesh's stream from which peers pull."""
+    names = await _names(bus, f"CONSUMER.NAMES.{bus.subjects.stream}", "consumers", {})
+    return names - {KEEPER}
+
+
+async def timer_streams(bus: Bus) -> list[str]:
+    """Names of the streams that hold the timers of each capability."""
+    names = await _names(bus, "STREAM.NAMES", "streams", {"subject": bus.subjects.crons})
+    return sorted(name for name in names if name.startswith(bus.subjects.timer_streams))
+
+
+async def _names(bus: Bus, endpoint: str, kind: str, wanted: Mapping[str, str]) -> set[str]:
     names: set[str] = set()
     while True:
-        page = await bus.api(f"CONSUMER.NAMES.{bus.subjects.stream}", {"offset": len(names)})
-        names.update(page.get("consumers") or ())
-        if len(names) >= page["total"] or not page.get("consumers"):
+        page = await bus.api(endpoint, {**wanted, "offset": len(names)})
+        names.update(page.get(kind) or ())
+        if len(names) >= page["total"] or not page.get(kind):
             return names
 
 

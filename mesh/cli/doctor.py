@@ -80,8 +80,7 @@ async def _examine(migrate: bool, monitor_url: str | None) -> tuple[list[str], F
         migrated: list[str] = []
         if migrate:
             bounds = queue_bounds(await describe(bus, within_s=DESCRIBE_WITHIN_S), default=bus.settings.queue_max)
-            consumers = await survey.consumers(bus, bounds)
-            wanted = (*topology.streams(bus.settings), topology.timekeeper(bus.settings), *consumers)
+            wanted = (*topology.of_mesh(bus.settings), *await survey.of_capabilities(bus, bounds))
             ensured = await topology.ensure(bus, wanted, migrate=True)
             migrated = [*ensured.created, *ensured.migrated]
         return migrated, await gather(bus, await _sync(bus, monitor_url))

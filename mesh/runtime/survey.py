@@ -207,7 +207,9 @@ class Survey:
 
     async def _ask_streams(self) -> tuple[Mapping[str, Stream], float]:
         found: dict[str, Stream] = {}
-        for spec in topology.streams(self._host.settings):
+        settings = self._host.settings
+        own_timers = (topology.timers(settings, capability) for capability in self._capabilities)
+        for spec in (*topology.streams(settings), *own_timers):
             info = await topology.inspect(self._host.bus, spec)
             if info is not None:
                 state, config = info["state"], info["config"]

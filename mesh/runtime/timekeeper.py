@@ -1,4 +1,4 @@
-"""What fires: timers become wakes, ticks of recurring tasks become tasks. Any peer does it for all."""
+"""What fires: timers become wakes, ticks of recurring tasks become tasks. Any peer of a capability does it for it."""
 
 import asyncio
 import logging
@@ -25,9 +25,9 @@ AGAIN_S = 5.0
 
 
 class Timekeeper:
-    """Takes what fired, and acks it once it is done."""
+    """Takes what fired of one capability, and acks it once it is done."""
 
-    def __init__(self, host: Host, *, on_lost: Callable[[], None]) -> None:
+    def __init__(self, host: Host, capability: str, *, on_lost: Callable[[], None]) -> None:
         self._host = host
         self._busy = 0
         self._wanted = asyncio.Event()
@@ -37,7 +37,7 @@ class Timekeeper:
         self._is_open = False
         self._pull = Pull(
             host.bus,
-            topology.timekeeper(host.settings),
+            topology.timekeeper(host.settings, capability),
             on_delivery=self._arrived,
             on_room=self._wanted.set,
             on_lost=on_lost,

@@ -52,9 +52,9 @@ async def settings(nats_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     alone = fresh_settings(nats_url)
     yield alone
     async with Bus.connect(alone, "fixtures") as bus:
-        for stream in topology.streams(alone):
+        for stream in (*(spec.name for spec in topology.streams(alone)), *await topology.timer_streams(bus)):
             try:
-                await bus.api(f"STREAM.DELETE.{stream.name}")
+                await bus.api(f"STREAM.DELETE.{stream}")
             except ApiError as error:
                 if error.status != 404:
                     raise
@@ -79,5 +79,5 @@ def fresh_settings(nats_url: str) -> Settings:
 async def mesh(settings: Settings) -> AsyncIterator[Mesh]:
     """A client of the test's own mesh. Its streams exist, so tasks may be submitted before any peer starts."""
     async with Mesh.connect(settings=settings) as client:
-        await topology.ensure(client.bus, topology.streams(settings))
+        await topology.ensure(client.bus, topology.of_mesh(settings))
         yield client

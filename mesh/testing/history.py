@@ -283,8 +283,11 @@ async def observe(bus: Bus, history: History) -> None:
 async def _timers(bus: Bus) -> list[str]:
     """Subjects of timers that are set, or due and not acted on; recurring tasks are none."""
     subjects = bus.subjects
-    info = await bus.api(f"STREAM.INFO.{subjects.timer_stream}", {"subjects_filter": ">"})
-    return [subject for subject in info["state"].get("subjects") or {} if not subjects.schedule_name(subject)]
+    found: list[str] = []
+    for stream in await topology.timer_streams(bus):
+        info = await bus.api(f"STREAM.INFO.{stream}", {"subjects_filter": ">"})
+        found += [subject for subject in info["state"].get("subjects") or {} if not subjects.schedule_name(subject)]
+    return found
 
 
 def _root(task: str) -> str:

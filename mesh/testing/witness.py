@@ -83,7 +83,8 @@ async def is_quiet(bus: Bus) -> bool:
             if await topology.queued(bus, pattern):
                 return False
         consumers = [f"{bus.subjects.stream}.{name}" for name in await topology.served(bus)]
-        for name in (*consumers, f"{bus.subjects.timer_stream}.{topology.TIMEKEEPER}"):
+        timekeepers = [f"{stream}.{topology.TIMEKEEPER}" for stream in await topology.timer_streams(bus)]
+        for name in (*consumers, *timekeepers):
             consumer = await bus.api(f"CONSUMER.INFO.{name}")
             if consumer["num_pending"] or consumer["num_ack_pending"]:
                 return False

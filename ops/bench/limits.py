@@ -127,7 +127,7 @@ def measure(case: str, processes: int, seconds: float, env: dict[str, str]) -> M
 
 async def prepare(settings: Settings) -> None:
     async with Bus.connect(settings, "bench") as bus:
-        await topology.ensure(bus, topology.streams(settings))
+        await topology.ensure(bus, topology.of_mesh(settings))
 
 
 def run(seconds: float) -> list[Measured]:

@@ -29,6 +29,7 @@ from typing import Any
 import psutil
 
 from mesh import Agent, Context, Mesh, Transient
+from mesh.bus import topology
 from mesh.local.server import LocalServer, local_server
 from mesh.peer import Peer
 from mesh.settings import Settings
@@ -278,7 +279,7 @@ async def stored_bytes(mesh: Mesh) -> int:
     """Bytes in the mesh's streams."""
     subjects = mesh.bus.subjects
     total = 0
-    for stream in (subjects.stream, subjects.timer_stream):
+    for stream in (subjects.stream, *await topology.timer_streams(mesh.bus)):
         info: dict[str, Any] = await mesh.bus.api(f"STREAM.INFO.{stream}")
         total += info["state"]["bytes"]
     return total

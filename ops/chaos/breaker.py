@@ -134,7 +134,7 @@ async def run(*, peers: int, down_s: float, rate: float, is_guarded: bool) -> Ru
         env = {**_environment(), "MESH_NATS_URL": server.url, "MESH_HTTP_PORT": "-1"}
         with History(folder / "history.jsonl") as history:
             async with there.serving() as port, Mesh.connect(settings=settings) as client:
-                await topology.ensure(client.bus, topology.streams(settings))
+                await topology.ensure(client.bus, topology.of_mesh(settings))
                 orders = json.dumps({"port": port, "history": str(folder / "history.jsonl"), "is_guarded": is_guarded})
                 command = [sys.executable, "-m", "ops.chaos.breaker", "--peer", orders]
                 fleet = Fleet(command, size=peers, env=env, cwd=Path.cwd(), history=history, log=folder / "peers.log")

@@ -172,7 +172,7 @@ async def run(cluster: Cluster, staff: "Peers", *, hows: Sequence[str], rounds: 
             watching.bus.listening(subjects.result_echo[1], echoed),
             asyncio.TaskGroup() as fibers,
         ):
-            await topology.ensure(watching.bus, topology.streams(settings))
+            await topology.ensure(watching.bus, topology.of_mesh(settings))
             await ask(one_by_one, Seen(), "first", 0)
             fibers.create_task(keep_asking(one_by_one, seen[0], "one", stop))
             for number in range(IN_FLIGHT):

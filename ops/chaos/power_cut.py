@@ -132,7 +132,7 @@ async def _load_until(settings: Settings, told: Told, power: Disk, *, for_s: flo
 
     async with AsyncExitStack() as stack:
         mesh = await stack.enter_async_context(Mesh.connect(settings=settings))
-        await topology.ensure(mesh.bus, topology.streams(settings))
+        await topology.ensure(mesh.bus, topology.of_mesh(settings))
         await (await mesh.submit(echo, 0, key="first")).result()
         # The mesh itself stands since long ago, whatever the setting.
         await asyncio.to_thread(power.settle)

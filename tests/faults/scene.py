@@ -84,7 +84,7 @@ async def scene(
             log=folder / "peers.log",
         )
         async with Mesh.connect(settings=ours) as client:
-            await topology.ensure(client.bus, topology.streams(ours))
+            await topology.ensure(client.bus, topology.of_mesh(ours))
             async with listening(client.bus, history), fleet.running():
                 await eventually(lambda: len(history.read(What.READY)) >= peers, within_s=READY_WITHIN_S)
                 yield Scene(fleet, server, client, history, random.Random(seed))

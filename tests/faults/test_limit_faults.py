@@ -33,7 +33,7 @@ async def test_kills_of_peers_and_broker_exceed_no_limit() -> None:
     with local_server() as server:
         settings = fresh_settings(server.url).model_copy(update={"limit_lease_s": LEASE_S})
         async with Bus.connect(settings, "judge") as bus:
-            await topology.ensure(bus, topology.streams(settings))
+            await topology.ensure(bus, topology.of_mesh(settings))
             alive: dict[int, asyncio.subprocess.Process] = {}
 
             async def keep_one() -> None:
@@ -79,7 +79,7 @@ async def test_who_reconnects_first_after_an_outage_takes_no_seat_of_those_who_c
     with local_server() as server:
         settings = fresh_settings(server.url).model_copy(update={"limit_lease_s": 3.0})
         async with Bus.connect(settings, "judge") as bus:
-            await topology.ensure(bus, topology.streams(settings))
+            await topology.ensure(bus, topology.of_mesh(settings))
 
             async def holding(pid: int) -> Holding | None:
                 now, seats, _ = await in_use(bus)
@@ -110,7 +110,7 @@ async def test_a_frozen_holder_loses_its_seat_and_counts_again_when_it_goes_on()
     with local_server() as server:
         settings = fresh_settings(server.url).model_copy(update={"limit_lease_s": 1.0})
         async with Bus.connect(settings, "judge") as bus:
-            await topology.ensure(bus, topology.streams(settings))
+            await topology.ensure(bus, topology.of_mesh(settings))
 
             async def held() -> dict[str, int]:
                 now, seats, _ = await in_use(bus)

@@ -80,7 +80,7 @@ async def stage(folder: Path, *, deaths: int) -> AsyncIterator[Stage]:
             log=folder / "peers.log",
         )
         async with Mesh.connect(settings=ours) as client:
-            await topology.ensure(client.bus, topology.streams(ours))
+            await topology.ensure(client.bus, topology.of_mesh(ours))
             async with fleet.running():
                 await eventually(lambda: len(history.read(What.READY)) >= PEERS, within_s=WITHIN_S)
                 yield Stage(client, endpoint, history)

@@ -555,5 +555,5 @@ async def submitted(here: Scene, capability: str, key: str, payload: Any) -> Any
 async def timers(here: Scene) -> int:
     """How many are set, or due."""
     bus = here.client.bus
-    info = await bus.api(f"STREAM.INFO.{bus.subjects.timer_stream}")
-    return int(info["state"]["messages"])
+    infos = [await bus.api(f"STREAM.INFO.{stream}") for stream in await topology.timer_streams(bus)]
+    return sum(int(info["state"]["messages"]) for info in infos)

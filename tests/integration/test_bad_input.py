@@ -12,7 +12,7 @@ from contracts.subjects import Identity, stand_in
 from mesh import Agent, Mesh, MeshError, Overloaded, TaskFailed
 from mesh.bus.commit import read_outcome, read_result
 from mesh.bus.records import Stored
-from mesh.bus.topology import ensure, queued, streams
+from mesh.bus.topology import ensure, of_mesh, queued
 from mesh.errors import ContractError
 from mesh.settings import Settings
 from mesh.testing import eventually, hosting
@@ -174,7 +174,7 @@ async def test_a_deadline_in_the_past_is_refused(mesh: Mesh) -> None:
 async def test_a_full_stream_refuses_tasks_before_commits(settings: Settings) -> None:
     small = settings.model_copy(update={"stream_msgs_max": 200, "full_at": 0.5})
     async with Mesh.connect(settings=small) as mesh:
-        await ensure(mesh.bus, streams(small))
+        await ensure(mesh.bus, of_mesh(small))
         handles = [await mesh.submit("repeat", 1) for _ in range(100)]
         with pytest.raises(Overloaded, match="stream is 50% full with 0 submissions under way") as caught:
             await mesh.submit("repeat", 1)
@@ -189,7 +189,7 @@ async def test_a_full_stream_refuses_tasks_before_commits(settings: Settings) ->
 async def test_submissions_at_once_cannot_fill_the_stream_past_the_reserve(settings: Settings) -> None:
     small = settings.model_copy(update={"stream_msgs_max": 40, "full_at": 0.5})
     async with Mesh.connect(settings=small) as mesh:
-        await ensure(mesh.bus, streams(small))
+        await ensure(mesh.bus, of_mesh(small))
         submitting = [mesh.submit("repeat", 1) for _ in range(60)]
         came = await asyncio.gather(*submitting, return_exceptions=True)
 
@@ -210,7 +210,7 @@ async def test_a_map_slows_down_where_the_mesh_is_overloaded(settings: Settings)
 async def test_a_commit_that_meets_a_full_stream_is_held_and_not_dropped(settings: Settings) -> None:
     small = settings.model_copy(update={"stream_msgs_max": 50})
     async with Mesh.connect(settings=small) as mesh:
-        await ensure(mesh.bus, streams(small))
+        await ensure(mesh.bus, of_mesh(small))
         for number in range(50):
             body = b'{"lines":[{"price":1}]}'
             await mesh.bus.store(mesh.bus.subjects.task(Identity("bill", f"k{number}")), body)

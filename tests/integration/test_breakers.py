@@ -338,7 +338,7 @@ async def test_a_peer_that_is_cut_off_goes_by_its_own_calls(tmp_path: Path) -> N
     with local_server(tmp_path / "store") as server:
         settings = fresh_settings(server.url)
         async with Mesh.connect(settings=settings) as mesh:
-            await topology.ensure(mesh.bus, topology.streams(settings))
+            await topology.ensure(mesh.bus, topology.of_mesh(settings))
             async with hosting(agent, settings=settings) as peer:
                 handle = await mesh.submit("loop")
                 await eventually(lambda: peer.host.running)

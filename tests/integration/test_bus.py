@@ -40,7 +40,7 @@ async def test_an_essential_difference_is_refused_and_told(mesh: Mesh, settings:
     await mesh.bus.api(f"STREAM.UPDATE.{stream}", {**config, "allow_direct": False})
 
     with pytest.raises(TopologyDrift, match=f"{stream}: allow_direct is False, wanted True"):
-        await topology.ensure(mesh.bus, topology.streams(settings))
+        await topology.ensure(mesh.bus, topology.of_mesh(settings))
 
     assert not (await mesh.bus.api(f"STREAM.INFO.{stream}"))["config"].get("allow_direct")
 
@@ -48,7 +48,7 @@ async def test_an_essential_difference_is_refused_and_told(mesh: Mesh, settings:
 async def test_a_tunable_difference_is_told_and_kept(mesh: Mesh, settings: Settings) -> None:
     wider = settings.model_copy(update={"stream_bytes_max": 2 * settings.stream_bytes_max})
 
-    ensured = await topology.ensure(mesh.bus, topology.streams(wider))
+    ensured = await topology.ensure(mesh.bus, topology.of_mesh(wider))
 
     (difference,) = ensured.tolerated
     assert (difference.field, difference.actual) == ("max_bytes", settings.stream_bytes_max)
@@ -72,7 +72,7 @@ async def test_a_server_without_room_is_told_as_such(mesh: Mesh, settings: Setti
     huge = fresh_settings(str(settings.nats_url)).model_copy(update={"stream_bytes_max": 2**60})
 
     with pytest.raises(SetupError, match="refuses to make stream"):
-        await topology.ensure(mesh.bus, topology.streams(huge))
+        await topology.ensure(mesh.bus, topology.of_mesh(huge))
 
 
 async def test_a_submit_is_refused_in_every_state_of_the_task(mesh: Mesh) -> None:

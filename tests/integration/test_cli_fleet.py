@@ -110,7 +110,8 @@ async def test_doctor_shows_drift_and_migrates_on_request(command_line: Any, des
 
 async def test_doctor_misses_the_timers_of_a_mesh_without_them_and_makes_them(command_line: Any, mesh: Mesh) -> None:
     # A live peer would make them itself.
-    stream = mesh.bus.subjects.timer_stream
+    await topology.ensure(mesh.bus, topology.of_capability(mesh.bus.settings, "echo"))
+    stream = mesh.bus.subjects.timer_stream("echo")
     await mesh.bus.api(f"STREAM.DELETE.{stream}")
 
     missing = await command_line("doctor", "--json")

@@ -88,7 +88,7 @@ async def test_nodes_can_be_reached_by_given_ports_and_routes(tmp_path: Path) ->
         await cluster.ready()
         settings = replicated(cluster)
         async with Mesh.connect(settings=settings) as mesh:
-            await topology.ensure(mesh.bus, topology.streams(settings))
+            await topology.ensure(mesh.bus, topology.of_mesh(settings))
 
     assert [node.port for node in cluster.nodes] == list(ports)
 

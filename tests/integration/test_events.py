@@ -229,7 +229,7 @@ async def test_while_the_connection_is_gone_events_are_dropped_and_counted(tmp_p
     with local_server(tmp_path) as server:
         settings = fresh_settings(server.url)
         async with Bus.connect(settings, "peer") as bus:
-            await topology.ensure(bus, topology.streams(settings))
+            await topology.ensure(bus, topology.of_mesh(settings))
             events = Events(bus, settings, "peer", metrics)
             await events.tell(EventKind.JOINED)
             await eventually(lambda: kept(bus))
@@ -281,7 +281,7 @@ async def test_a_stream_of_events_that_an_operator_made_otherwise_is_kept_as_it_
     await mesh.bus.api(f"STREAM.DELETE.{events.name}")
     await mesh.bus.api(f"STREAM.CREATE.{events.name}", {"name": events.name, **events.config, "discard": "new"})
 
-    ensured = await topology.ensure(mesh.bus, topology.streams(settings))
+    ensured = await topology.ensure(mesh.bus, topology.of_mesh(settings))
 
     assert [str(difference) for difference in ensured.tolerated] == [f"{events}: discard is 'new', wanted 'old'"]
 
@@ -315,7 +315,7 @@ async def test_following_leaves_nothing_out_and_repeats_nothing_over_a_brokers_d
     with local_server(tmp_path) as server:
         settings = fresh_settings(server.url)
         async with Bus.connect(settings, "reader") as reader, Bus.connect(settings, "writer") as writer:
-            await topology.ensure(writer, topology.streams(settings))
+            await topology.ensure(writer, topology.of_mesh(settings))
             seen: list[str] = []
             await publish(writer, range(20))
             async with following(reader, seen):

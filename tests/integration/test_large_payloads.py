@@ -18,7 +18,7 @@ from mesh.bus import objects
 from mesh.bus.commit import read_outcome, read_result
 from mesh.bus.dead_letters import drop, read_dead_letter, redrive
 from mesh.bus.parks import read_park
-from mesh.bus.topology import ensure, streams
+from mesh.bus.topology import ensure, of_mesh
 from mesh.errors import ContractError, IdempotencyConflict, ObjectGone, Overloaded
 from mesh.human import agent as people
 from mesh.inbox import give, read_inbox
@@ -300,7 +300,7 @@ async def test_a_payload_that_has_expired_is_a_clear_failure(mesh: Mesh, setting
 async def test_a_payload_waits_for_as_long_as_it_is_told(settings: Settings) -> None:
     brief = settings.model_copy(update={"payload_ttl_s": 1.0})
     async with Mesh.connect(settings=brief) as mesh:
-        await ensure(mesh.bus, streams(brief))
+        await ensure(mesh.bus, of_mesh(brief))
         await mesh.submit("copy", page("a"))
         assert await chunks(mesh)
 
@@ -377,7 +377,7 @@ async def test_what_a_step_or_a_child_has_above_the_limit_is_refused_naming_it(m
 async def test_a_full_stream_of_objects_refuses_payloads_and_keeps_a_reserve_for_values(settings: Settings) -> None:
     small = settings.model_copy(update={"objects_bytes_max": 2**20, "full_at": 0.6})
     async with Mesh.connect(settings=small) as mesh:
-        await ensure(mesh.bus, streams(small))
+        await ensure(mesh.bus, of_mesh(small))
         with pytest.raises(ContractError, match=r"payload of 9.* does not fit below 60% of the 1048576 bytes"):
             await mesh.submit("copy", page("too large for ever", 900_000))
         await mesh.submit("copy", page("a"), key="a")
@@ -398,7 +398,7 @@ async def test_a_full_stream_of_objects_refuses_payloads_and_keeps_a_reserve_for
 async def test_a_value_that_meets_a_full_stream_of_objects_is_held_and_not_dropped(settings: Settings) -> None:
     small = settings.model_copy(update={"objects_bytes_max": 2**20})
     async with Mesh.connect(settings=small) as mesh:
-        await ensure(mesh.bus, streams(small))
+        await ensure(mesh.bus, of_mesh(small))
         filler = Identity("filler", "f")
         filled = await objects.put(mesh.bus, filler, "payload", b"x" * 1_000_000, ttl_s=60)
 

@@ -421,7 +421,7 @@ async def test_a_broker_that_is_killed_and_comes_back_gives_no_seat_twice() -> N
     with local_server() as server:
         settings = fresh_settings(server.url).model_copy(update={"limit_lease_s": 1.5})
         async with Mesh.connect(settings=settings) as mesh:
-            await topology.ensure(mesh.bus, topology.streams(settings))
+            await topology.ensure(mesh.bus, topology.of_mesh(settings))
             # An outage longer than `ack_wait` may count as a crash of whoever comes back last.
             async with peers(caller(crowd, concurrent=2, timeout_s=60, attempts=3), settings):
                 handles = [await mesh.submit("ask", number) for number in range(8)]

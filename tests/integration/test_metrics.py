@@ -257,7 +257,7 @@ async def test_the_mesh_is_shown_as_it_was_seen_last(mesh: Mesh, settings: Setti
         assert (value(peer, "mesh_stream_bytes", stream=mesh.bus.subjects.stream) or 0) > 1_000
         limit = value(peer, "mesh_stream_bytes_max", stream=mesh.bus.subjects.stream)
         assert limit == settings.stream_bytes_max
-        assert value(peer, "mesh_stream_bytes_max", stream=mesh.bus.subjects.timer_stream) is None
+        assert value(peer, "mesh_stream_bytes_max", stream=mesh.bus.subjects.timer_stream("slow")) is None
         labels = {"capability": "slow", "agent": "shop", "version": "1", "owner": "sales"}
         assert value(peer, "mesh_agent_info", **labels) == 1
 

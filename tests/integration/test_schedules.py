@@ -72,7 +72,7 @@ async def test_a_timer_of_a_task_that_is_not_parked_wakes_nobody_and_is_gone(mes
 
 
 async def _timers(mesh: Mesh, settings: Settings, count: int) -> bool:
-    stream = topology.streams(settings)[2]
+    stream = topology.timers(settings, "idle")
     info = await topology.inspect(mesh.bus, stream)
     assert info is not None
     return bool(info["state"]["messages"] == count)

@@ -335,7 +335,7 @@ def test_what_is_in_use_of_a_resource_stands_in_a_stream_of_its_own_and_its_echo
 ) -> None:
     record, echo = subjects.limit(kind, resource), subjects.limit_echo(kind, resource)
     source, destination = subjects.limit_echoes
-    elsewhere = [*subjects.stored, *subjects.timers_stored, *subjects.lines_stored, subjects.control_stored]
+    elsewhere = [*subjects.stored, *subjects.timers_stored("any"), *subjects.lines_stored, subjects.control_stored]
 
     assert subjects.parse_limit(record) == (kind, grammar.check_resource(resource))
     assert matches(source, record)
@@ -362,7 +362,11 @@ def test_no_two_chunks_share_a_subject_or_a_stream_with_records(
 
     assert len(set(chunks)) == len(chunks)
     assert all(any(matches(stored, chunk) for stored in subjects.objects_stored) for chunk in chunks)
-    elsewhere = [*subjects.stored, *subjects.lines_stored, *subjects.timers_stored]
+    elsewhere = [
+        *subjects.stored,
+        *subjects.lines_stored,
+        *(stored for task in tasks for stored in subjects.timers_stored(task.capability)),
+    ]
     assert not any(matches(stored, chunk) for stored in elsewhere for chunk in chunks)
 
 

@@ -96,7 +96,7 @@ async def local_stage(
             log=log,
         )
         client = await stack.enter_async_context(Mesh.connect(settings=plain, name="chaos"))
-        await topology.ensure(client.bus, topology.streams(plain))
+        await topology.ensure(client.bus, topology.of_mesh(plain))
         await stack.enter_async_context(listening(client.bus, history))
         await stack.enter_async_context(fleet.running())
         try:
