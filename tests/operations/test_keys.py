@@ -1,9 +1,11 @@
-"""Keys change while a mesh works: no task is lost, and a peer whose key was taken away says so and ends."""
+"""Keys change while a mesh works: no task is lost, and a peer whose key was taken away takes no work."""
 
 import asyncio
+import http.client
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from mesh import Agent
@@ -70,27 +72,65 @@ async def test_a_new_key_beside_the_old_one_a_restart_and_the_old_one_gone_lose_
     assert len(answers) == TASKS
 
 
-async def test_a_peer_whose_key_was_taken_away_ends_and_says_why(tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    gone, client = user(tmp_path, "gone"), user(tmp_path, "client")
+async def test_a_peer_whose_key_was_taken_away_takes_no_work_and_a_client_is_told_why(tmp_path: Path) -> None:
+    (port, page) = free_ports(2)
+    gone, kept = user(tmp_path, "gone"), user(tmp_path, "kept")
     (tmp_path / "late.py").write_text(AGENT)
-    with configured_server(tmp_path / "server", configuration(port, [gone, client]), port=port) as server:
-        async with Mesh.connect(settings=settings_of(client, port)) as mesh:
-            peer = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "mesh", "run", "late.py"),
-                cwd=tmp_path,
-                env=environment(settings_of(gone, port)),
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-            )
+    with configured_server(tmp_path / "server", configuration(port, [gone, kept]), port=port) as server:
+        async with (
+            Mesh.connect(settings=settings_of(kept, port)) as mesh,
+            running("run", "late.py", folder=tmp_path, settings=settings_of(gone, port, http_port=page)) as peer,
+        ):
             await (await mesh.submit("late", 1, returns=int)).result()
+            assert await asyncio.to_thread(status, page) == 200
 
-            server.reload(configuration(port, [client]))
-            _, told = await peer.communicate()
+            server.reload(configuration(port, [kept]))
+            await eventually(lambda: is_unready(page))
+            waits = await mesh.submit("late", 2, returns=int)
+            async with running("agents", folder=tmp_path, settings=settings_of(gone, port, connect_within_s=1)) as asking:
+                _, told = await asking.communicate()
+            (tmp_path / "late2.py").write_text(AGENT)
+            async with running("run", "late2.py", folder=tmp_path, settings=settings_of(kept, port)):
+                answer = await waits.result()
 
-    print(told.decode())
-    assert peer.returncode == 3
-    assert b"the connection was closed for good" in told
+            assert peer.returncode is None
+
+    assert answer == 2
+    assert asking.returncode == 3
+    assert b"Authorization Violation" in told
+
+
+async def is_unready(page: int) -> bool:
+    return await asyncio.to_thread(status, page) == 503
+
+
+def status(page: int) -> int:
+    """What a peer's /readyz answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", page, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+@asynccontextmanager
+async def running(*command: str, folder: Path, settings: Settings) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`mesh` as a process until left."""
+    with (folder / "mesh.log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "mesh", *command),
+            cwd=folder,
+            env=environment(settings),
+            stdout=log,
+            stderr=log if command[0] == "run" else asyncio.subprocess.PIPE,
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 def environment(settings: Settings) -> dict[str, str]:
