@@ -1,9 +1,10 @@
 """What each thing that a mesh keeps costs its servers, measured on the spot; and what a peer costs at given rates.
 
-    python -m ops.sizing.measure [--only kinds,capabilities,peers] [--count 20000] [--nodes 1] [--json]
+    python -m ops.sizing.measure [--only kinds,capabilities,peers] [--kind result] [--count 20000] [--nodes 1]
+                                 [--sync always] [--json]
 
-Each kind of thing has a server of its own (or a cluster of `--nodes`), with `sync_interval: always`. Counted are, for each
-thing: what the streams say they hold, the files on disk, and the server's resident memory above that with empty streams,
+Each kind of thing has a server of its own (or a cluster of `--nodes`), with `sync_interval: always` unless `--sync` says
+otherwise, which changes how long it takes and not what is kept. Counted are, for each thing: what the streams say they hold, the files on disk, and the server's resident memory above that with empty streams,
 just after writing and after a restart; with more nodes, of the node that has most. Capabilities: what their streams and
 consumers take to make and to hold, and how long the server starts. Peers: resident memory and share of a processor of one
 that answers at a rate. Beside it stands what `mesh doctor --rate` predicts for results.
@@ -38,6 +39,8 @@ PREFIX = "sizing"
 VALUE_BYTES = 500
 LARGE_BYTES = 1_000_000
 CALM_S = 2.0
+CACHED_S = 13.0
+"""How long a server keeps what it wrote in memory, and a little more."""
 CAPABILITIES = (50, 200)
 RATES = (0, 100, 500)
 RATE_S = 10.0
@@ -115,14 +118,14 @@ KINDS: dict[str, tuple[Write, float, dict[str, str]]] = {
 
 
 @contextmanager
-def servers(nodes: int) -> Iterator[Cluster]:
+def servers(nodes: int, sync: str = "always") -> Iterator[Cluster]:
     """One server or so many, as a cluster."""
     with TemporaryDirectory(prefix="sizing-") as scratch:
         if nodes == 1:
-            with local_server(Path(scratch), sync_interval="always") as server:
+            with local_server(Path(scratch), sync_interval=sync) as server:
                 yield Cluster((server,))
         else:
-            with local_cluster(Path(scratch), nodes=nodes) as cluster:
+            with local_cluster(Path(scratch), nodes=nodes, sync_interval=sync) as cluster:
                 asyncio.run(cluster.ready())
                 yield cluster
 
@@ -188,11 +191,11 @@ def restarted_s(server: LocalServer) -> float:
     return time.perf_counter() - began
 
 
-def kind(name: str, count: int, nodes: int) -> dict[str, Any]:
+def kind(name: str, count: int, nodes: int, sync: str) -> dict[str, Any]:
     """What one of a kind costs."""
     write, share, variables = KINDS[name]
     number = max(10, int(count * share))
-    with servers(nodes) as cluster:
+    with servers(nodes, sync) as cluster:
         settings = settings_of(cluster)
 
         async def fill() -> tuple[int, int, int]:
@@ -201,14 +204,14 @@ def kind(name: str, count: int, nodes: int) -> dict[str, Any]:
                 await asyncio.sleep(CALM_S)
                 before = await stored(mesh), disk(cluster), memory(cluster)
                 await write(_Shifted(mesh), number)  # type: ignore[arg-type]  # a client all the same
-                await asyncio.sleep(CALM_S)
+                await asyncio.sleep(CACHED_S)
                 return tuple(after - was for after, was in zip((await stored(mesh), disk(cluster), memory(cluster)), before, strict=True))  # type: ignore[return-value]
 
         with peer(settings, variables):
             held, files, resident = asyncio.run(fill())
         empty = _empty_memory(nodes)
         seconds = max(restarted_s(node) for node in cluster.nodes)
-        time.sleep(CALM_S)
+        time.sleep(CACHED_S)
         after = memory(cluster) - empty
     each = {"stored": held / number, "disk": files / number, "memory": resident / number, "memory_later": after / number}
     return {"what": name, "count": number, **{key: round(value) for key, value in each.items()}, "restart_s": round(seconds, 2)}
@@ -334,6 +337,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="kinds,capabilities,peers")
     parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--kind", default="", help="only those with this in their name")
+    parser.add_argument("--sync", default="always")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print one JSON object for each line")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
@@ -346,7 +351,9 @@ def main() -> int:
     only = wanted.only.split(",")
     rows: list[Callable[[], dict[str, Any]]] = []
     if "kinds" in only:
-        rows += [lambda name=name: kind(name, wanted.count, wanted.nodes) for name in KINDS]  # type: ignore[misc]
+        rows += [
+            lambda name=name: kind(name, wanted.count, wanted.nodes, wanted.sync) for name in KINDS if wanted.kind in name
+        ]  # type: ignore[misc]
         rows += [lambda: {"what": "predicted for a result", **predicted(wanted.count, wanted.nodes)}]
     if "capabilities" in only:
         rows += [lambda count=count: capabilities(count, wanted.nodes) for count in CAPABILITIES]  # type: ignore[misc]
