@@ -343,8 +343,9 @@ class Subjects:
     def dead_letters_of(self, capability: str = "*") -> str:
         return f"{self._head}dead.letter.{capability}.>"
 
-    def done_below(self, root: str) -> str:
-        return f"{self._head}done.*.{root}.*"
+    def done_below(self, capability: str, parent: str) -> str:
+        """The echoes of a task's or a session's children of one capability."""
+        return f"{self._head}done.{capability}.{parent}.*"
 
     def event(self, kind: str, task: Identity) -> str:
         return f"{self._head}event.{kind}.{task.capability}.{task.id}"

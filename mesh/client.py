@@ -422,6 +422,8 @@ class Mesh:
             expected = self._echoes.expect(receipt.task, is_new=False)
             return Handle(self, expected, shape, is_new=receipt.is_new)
         identity = Identity(name, task_id)
+        if key is None:
+            await self._echoes.hear(identity)
         expected = self._echoes.expect(identity, is_new=key is None)
         with self.tracing.submit(identity, task, self._queue(name, task), size=len(encoded)) as span:
             receipt = await self._submitter.submit(

@@ -6,6 +6,7 @@
     ├ BusError
     │ ├ BusUnavailable          did not happen                                → retry
     │ ├ PublishRejected         refused, nothing was stored                   → caller decides
+    │ │ ├ PermissionDenied      this user may not publish there
     │ │ ├ SequenceConflict      the subject, or what its guard covers, is taken
     │ │ ├ StreamFull            a limit of the stream is reached
     │ │ ├ Overloaded            too full for new tasks; `retry_after_s`
@@ -52,6 +53,7 @@ __all__ = [
     "ObjectGone",
     "Overloaded",
     "Permanent",
+    "PermissionDenied",
     "PublishRejected",
     "PublishUnconfirmed",
     "Rejected",
@@ -88,6 +90,10 @@ class PublishRejected(BusError):
     def __init__(self, message: str, *, code: int = 0) -> None:
         super().__init__(message)
         self.code = code
+
+
+class PermissionDenied(PublishRejected):
+    """The server does not let this user publish there, or subscribe; `mesh auth show` tells who may what."""
 
 
 class SequenceConflict(PublishRejected):

@@ -35,6 +35,7 @@ from mesh.bus.leader import consumer_elections
 from mesh.capability import AgentInfo, Capability, agent_card
 from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SetupError
 from mesh.fibers import serving
+from mesh.questions import AnswersToInboxes
 from mesh.runtime.breakers import Breakers
 from mesh.runtime.cancelled import Cancelled
 from mesh.runtime.controls import Controls
@@ -174,6 +175,7 @@ class Peer:
             serializer=MsgSpecSerializer(),
             logger=None,
             graceful_timeout=1.0,
+            middlewares=[AnswersToInboxes],
             **options,
         )
         subjects = self.settings.subjects

@@ -24,6 +24,11 @@ class Settings(BaseSettings):
     nats_tls_ca: Path | None = Field(default=None, description="Certificate authority of the servers.")
     nats_tls_cert: Path | None = None
     nats_tls_key: Path | None = None
+    nats_inbox_prefix: str = Field(
+        default="_INBOX",
+        pattern=r"^_INBOX[A-Za-z0-9_-]*$",
+        description="First token of the subjects that answers come to; a user of its own may hear no other's.",
+    )
     connect_within_s: float = Field(default=5.0, gt=0, description="How long a client tries to connect at first.")
 
     prefix: str = Field(default="mesh", description="First tokens of every subject; the streams are named after it.")

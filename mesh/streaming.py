@@ -16,6 +16,7 @@ from contracts.control import PartsKept, PartsWanted, Runs, WhoRuns
 from contracts.subjects import Identity
 from mesh.bus.commit import read_outcome
 from mesh.bus.connection import Bus
+from mesh.bus.provenance import is_stored
 from mesh.bus.records import Stored
 from mesh.payload import ANYTHING
 
@@ -52,6 +53,8 @@ async def follow(bus: Bus, task: Identity, recorded: asyncio.Task[Stored]) -> As
     arrived: asyncio.Queue[tuple[int, int, bytes, wire.ContentType] | None] = asyncio.Queue()
 
     def heard(_: str, data: bytes, found: dict[str, str]) -> None:
+        if is_stored(found):
+            return
         attempt, _, sequence = found.get(names.PART, "").partition(".")
         if attempt.isdecimal() and sequence.isdecimal():
             as_type = wire.content_type(found.get(names.CONTENT_TYPE))

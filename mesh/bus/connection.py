@@ -7,6 +7,7 @@ nats-py's `publish_async` never resolves when the server answers with an error, 
 import asyncio
 import itertools
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -21,7 +22,7 @@ from nats.aio.msg import Msg
 from contracts import headers
 from mesh.bus.options import client_options
 from mesh.bus.replies import ApiError, PubAck, translate
-from mesh.errors import BusUnavailable, PublishRejected, PublishUnconfirmed, SetupError
+from mesh.errors import BusError, BusUnavailable, PermissionDenied, PublishRejected, PublishUnconfirmed, SetupError
 from mesh.fibers import serving
 from mesh.settings import Settings
 
@@ -38,6 +39,7 @@ REPLY_WITHIN_S = 2.0
 What was sent to a leader that died is never answered, so this is a part of what a failover costs; another leader is
 elected after 4 to 9 s, and what is repeated until then is refused at once.
 """
+DENIALS_TOLD_MAX = 100
 LIST_WITHIN_S = 5.0
 """As long for what the server may have to look up at length."""
 
@@ -61,10 +63,11 @@ class Bus:
         self.windows = asyncio.Semaphore(WINDOWS)
         """Taken by whoever sends or reads a few chunks of an object at once."""
         self._connected = asyncio.Event()
-        self._waiting: dict[str, tuple[asyncio.Future[Msg], float]] = {}
+        self._waiting: dict[str, tuple[asyncio.Future[Msg], float, str]] = {}
         self._tokens = map(_base36, itertools.count())
         self._on_reconnect: list[Callable[[], None]] = []
         self._last_error = ""
+        self._denied: set[str] = set()
         self._is_leaving = False
         self._closed = asyncio.Event()
 
@@ -170,11 +173,12 @@ class Bus:
     ) -> Awaitable[Msg]:
         """Publish a request; what is returned waits for its answer.
 
-        Waiting raises `PublishUnconfirmed` when none came in `within_s` seconds, or the connection broke first.
+        Waiting raises `PublishUnconfirmed` when none came in `within_s` seconds, or the connection broke first, and
+        `PermissionDenied` when this user may not publish there.
         """
         token = next(self._tokens)
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        self._waiting[token] = (answer, time.monotonic() + within_s)
+        self._waiting[token] = (answer, time.monotonic() + within_s, subject)
         try:
             await self.publish(subject, data, f"{self._inbox}.{token}", headers)
         except BaseException:
@@ -190,6 +194,7 @@ class Bus:
         Raises:
             BusUnavailable: nobody serves the subject.
             PublishUnconfirmed: no answer came.
+            PermissionDenied: this user may not publish there.
         """
         answer = await (await self.post(subject, data, headers, within_s=within_s))
         if not answer.data and answer.headers and answer.headers.get(_STATUS) == "503":
@@ -283,15 +288,15 @@ class Bus:
         while True:
             await asyncio.sleep(0.25)
             now = time.monotonic()
-            for token, (answer, expires_at) in list(self._waiting.items()):
+            for token, (answer, expires_at, _) in list(self._waiting.items()):
                 if expires_at <= now or answer.done():
                     del self._waiting[token]
-                    _leave_unconfirmed(answer, "no answer came in time")
+                    _fail(answer, PublishUnconfirmed("no answer came in time"))
 
     def _fail_waiting(self, reason: str) -> None:
         waiting, self._waiting = self._waiting, {}
-        for answer, _ in waiting.values():
-            _leave_unconfirmed(answer, reason)
+        for answer, _, _ in waiting.values():
+            _fail(answer, PublishUnconfirmed(reason))
 
     async def _on_disconnected(self) -> None:
         if self._connected.is_set():
@@ -318,10 +323,25 @@ class Bus:
 
     async def _on_error(self, error: Exception) -> None:
         self._last_error = str(error) or type(error).__name__
-        log.debug("%s: %s", self.name, self._last_error)
+        denied = _DENIED.search(self._last_error)
+        if denied is None:
+            log.debug("%s: %s", self.name, self._last_error)
+            return
+        self._deny(denied["verb"], denied["subject"])
+
+    def _deny(self, verb: str, subject: str) -> None:
+        # nats-py has made lower case of the server's words.
+        told = f"user may not {'publish' if verb == 'publish' else 'subscribe'} to {subject}"
+        if told not in self._denied and len(self._denied) < DENIALS_TOLD_MAX:
+            self._denied.add(told)
+            log.error("%s: this %s", self.name, told)
+        for answer, _, asked in list(self._waiting.values()):
+            if verb == "publish" and asked.lower() == subject:
+                _fail(answer, PermissionDenied(f"this {told}"))
 
 
 _STATUS = headers.STATUS
+_DENIED = re.compile(r'permissions violation for (?P<verb>publish|subscription) to "(?P<subject>[^"]*)"')
 
 _FILES = ("nats_creds", "nats_nkey_seed", "nats_tls_ca", "nats_tls_cert", "nats_tls_key")
 
@@ -344,7 +364,7 @@ def plain_options(settings: Settings) -> dict[str, str]:
     Raises:
         SetupError: a file that is named does not exist.
     """
-    plain: dict[str, str] = {}
+    plain: dict[str, str] = {"nats_inbox_prefix": settings.nats_inbox_prefix}
     for field in _FILES:
         path = getattr(settings, field)
         if path is None:
@@ -361,9 +381,9 @@ def plain_options(settings: Settings) -> dict[str, str]:
     return plain
 
 
-def _leave_unconfirmed(answer: asyncio.Future[Msg], reason: str) -> None:
+def _fail(answer: asyncio.Future[Msg], error: BusError) -> None:
     if not answer.done():
-        answer.set_exception(PublishUnconfirmed(reason))
+        answer.set_exception(error)
         # Whoever asked may have been cancelled, and an error that nobody fetches is logged by the loop.
         answer.exception()
 

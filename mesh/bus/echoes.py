@@ -1,9 +1,9 @@
 """Results as they are stored: the server's echo of each, for those who wait.
 
-One subscription covers everything that is asked for below an id: a client's session, or a task that waits for its
-children. A task under a key of the user's choice gets one of its own while somebody waits for it. An echo is not
-stored, so it can be missed: one fiber reads the records of all who wait after each reconnection and each election of
-the stream's leader, and of those who wait long now and then.
+One subscription covers what is asked of one capability below an id: a client's session, or a task that waits for its
+children. So whoever asks need not be allowed to hear what others come to. A task under a key of the user's choice gets
+one of its own while somebody waits for it. An echo is not stored, so it can be missed: one fiber reads the records of
+all who wait after each reconnection and each election of the stream's leader, and of those who wait long now and then.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from contracts import headers as names
 from contracts.subjects import Identity, parent_of
 from mesh.bus.connection import Bus
 from mesh.bus.leader import stream_elections
+from mesh.bus.provenance import is_echo
 from mesh.bus.records import Stored, read_many
 from mesh.fibers import serving
 
@@ -54,6 +55,8 @@ class Echoes:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._below: dict[str, int] = {}
+        self._heard_of: dict[tuple[str, str], Subscription] = {}
+        self._subscribing = asyncio.Lock()
         self._expected: WeakValueDictionary[str, Expectation] = WeakValueDictionary()
         self._subscriptions: dict[str, Subscription] = {}
         self._read_now = asyncio.Event()
@@ -75,27 +78,38 @@ class Echoes:
 
     @asynccontextmanager
     async def below(self, parent: str) -> AsyncIterator[None]:
-        """Hear the results of every child of an id, until left."""
-        subject = self._bus.subjects.done_below(parent)
+        """Hear the results of those children of an id that `hear` names, until left."""
         self._below[parent] = self._below.get(parent, 0) + 1
-        subscription = await self._bus.nc.subscribe(
-            subject, cb=self._heard, pending_msgs_limit=0, pending_bytes_limit=0
-        )
         try:
             yield
         finally:
             self._below[parent] -= 1
             if not self._below[parent]:
                 del self._below[parent]
-            with suppress(nats.errors.Error):
-                await subscription.unsubscribe()
+                for heard_of in [one for one in self._heard_of if one[1] == parent]:
+                    with suppress(nats.errors.Error):
+                        await self._heard_of.pop(heard_of).unsubscribe()
+
+    async def hear(self, task: Identity) -> None:
+        """Hear the result of a child that is to be submitted, and of its siblings of the same capability."""
+        heard_of = task.capability, parent_of(task.id)
+        if heard_of in self._heard_of:
+            return
+        async with self._subscribing:
+            if heard_of not in self._heard_of:
+                self._heard_of[heard_of] = await self._bus.nc.subscribe(
+                    self._bus.subjects.done_below(*heard_of),
+                    cb=self._heard,
+                    pending_msgs_limit=0,
+                    pending_bytes_limit=0,
+                )
 
     def expect(self, task: Identity, *, is_new: bool) -> Expectation:
         """What becomes of a task. `is_new` promises that it is not submitted yet, so that no echo is missed."""
         subject = self._bus.subjects.done(task)
         expected = self._expected.get(subject)
         if expected is None:
-            is_heard = is_new and parent_of(task.id) in self._below
+            is_heard = is_new and self._is_heard_of(task)
             expected = Expectation(task, read_at=time.monotonic() + READ_AFTER_S if is_heard else 0.0)
             self._expected[subject] = expected
         return expected
@@ -105,7 +119,7 @@ class Echoes:
         if expected.stored is not None:
             return expected.stored
         subject = ""
-        if parent_of(expected.task.id) not in self._below:
+        if not self._is_heard_of(expected.task):
             subject = self._bus.subjects.done(expected.task)
             if subject not in self._subscriptions:
                 # Nobody listened until now: what was stored meanwhile is only on record.
@@ -122,6 +136,9 @@ class Echoes:
             if subject and not expected.waiters:
                 await self._unsubscribe(subject)
 
+    def _is_heard_of(self, task: Identity) -> bool:
+        return (task.capability, parent_of(task.id)) in self._heard_of
+
     async def _unsubscribe(self, subject: str) -> None:
         subscription = self._subscriptions.pop(subject, None)
         if subscription is not None:
@@ -132,7 +149,9 @@ class Echoes:
         expected = self._expected.get(message.subject)
         if expected is None:
             return
-        found = message.headers or {}
+        subjects, found = self._bus.subjects, message.headers or {}
+        if not is_echo(found, stream=subjects.stream, subject=subjects.result(expected.task)):
+            return
         expected.resolve(
             Stored(
                 subject=found.get(names.SUBJECT, ""),

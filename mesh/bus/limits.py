@@ -17,6 +17,7 @@ from contracts.subjects import LimitKind
 from contracts.wire import decode
 from mesh.bus.commit import ttl
 from mesh.bus.connection import Bus, Headers
+from mesh.bus.provenance import is_echo
 from mesh.bus.records import RETRY_S, Stored, read, read_range, unix
 from mesh.errors import SequenceConflict
 from mesh.resilience.server_time import ServerTime
@@ -169,6 +170,8 @@ class Cell:
         return self._known.sequence >= self._at_least
 
     def _take_echo(self, _: str, data: bytes, found: Headers) -> None:
+        if not is_echo(found, stream=self._bus.subjects.limit_stream, subject=self._subject):
+            return
         stored_at = unix(found.get(names.STORED_AT, ""))
         self._clock.heard(stored_at)
         self._take(Stored(self._subject, int(found.get(names.SEQUENCE, 0)), stored_at, data, found))

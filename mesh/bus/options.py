@@ -30,6 +30,7 @@ def client_options(plain: dict[str, str]) -> dict[str, Any]:
         ("nats_token", "token"),
         ("nats_creds", "user_credentials"),
         ("nats_nkey_seed", "nkeys_seed"),
+        ("nats_inbox_prefix", "inbox_prefix"),
     ):
         if field in plain:
             options[option] = plain[field]

@@ -16,7 +16,7 @@ from mesh.bus.connection import REPLY_WITHIN_S, Bus
 from mesh.bus.queues import BOUND
 from mesh.bus.records import RETRY_S
 from mesh.bus.replies import CONSUMER_EXISTS, CONSUMER_NOT_FOUND, STREAM_NAME_IN_USE, STREAM_NOT_FOUND, ApiError
-from mesh.errors import BusUnavailable, SetupError, TopologyDrift
+from mesh.errors import BusUnavailable, PermissionDenied, SetupError, TopologyDrift
 from mesh.scheduling.lanes import ORDER
 from mesh.settings import Settings
 
@@ -434,6 +434,10 @@ async def _create(bus: Bus, spec: Spec) -> bool:
         body = {"stream_name": spec.stream, "config": config, "action": "create"}
     try:
         await bus.api(_endpoint("CREATE", spec), body)
+    except PermissionDenied as error:
+        raise SetupError(
+            f"{spec.kind} {spec} is missing, and this user may not make it: `mesh topology apply` does, as an operator"
+        ) from error
     except ApiError as error:
         if error.code in (STREAM_NAME_IN_USE, CONSUMER_EXISTS):
             return False

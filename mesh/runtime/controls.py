@@ -25,6 +25,7 @@ from contracts.subjects import (
     parse_pause,
 )
 from mesh.bus.control import is_deleted
+from mesh.bus.provenance import is_echo
 from mesh.bus.records import Stored
 
 log = logging.getLogger("mesh.runtime")
@@ -59,8 +60,10 @@ class Controls:
         self.on_breaker: list[Callable[[str], None]] = []
 
     def heard(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
-        """Take in the echo of one change."""
+        """Take in the echo of one change; what only looks like one is passed over."""
         key = self._subjects.control_key(subject)
+        if not is_echo(headers, stream=self._subjects.control_stream, subject=self._subjects.control_record(key)):
+            return
         is_gone = is_deleted(headers)
         if not self._take(key, data, int(headers.get(names.SEQUENCE, 0)), age_s=0.0, gone=is_gone):
             return

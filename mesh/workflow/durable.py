@@ -180,7 +180,7 @@ class DurableContext(Context):
             if self._is_unwinding:
                 await self._unwind()
             self._steps["ran"].inc()
-            await self._hear_children()
+            await self._hear(asked.identity)
             expected = self._services.echoes.expect(asked.identity, is_new=True)
             is_long = asked.identity.capability == HUMAN
             wait = Wait((self._bus.subjects.result(asked.identity),), is_long=is_long)
@@ -372,14 +372,14 @@ class DurableContext(Context):
     def _is_result(self, stored: Stored) -> bool:
         return stored.subject.startswith(self._bus.subjects.results_of("").rstrip(".>"))
 
-    async def _hear_children(self) -> None:
-        if self._hearing is not None:
-            return
-        async with self._hearing_begins:
-            if self._hearing is None:
-                hearing = AsyncExitStack()
-                await hearing.enter_async_context(self._services.echoes.below(self.id))
-                self._hearing = hearing
+    async def _hear(self, child: Identity) -> None:
+        if self._hearing is None:
+            async with self._hearing_begins:
+                if self._hearing is None:
+                    hearing = AsyncExitStack()
+                    await hearing.enter_async_context(self._services.echoes.below(self.id))
+                    self._hearing = hearing
+        await self._services.echoes.hear(child)
 
     # Undoing.
 

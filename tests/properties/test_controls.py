@@ -21,6 +21,15 @@ NOW = time.time()
 SUBJECTS = Subjects("mesh")
 
 
+def told(key: str, sequence: int) -> dict[str, str]:
+    """The headers by which the server says what it echoes."""
+    return {
+        names.STREAM: SUBJECTS.control_stream,
+        names.SUBJECT: SUBJECTS.control_record(key),
+        names.SEQUENCE: str(sequence),
+    }
+
+
 class Bucket(RuleBasedStateMachine):
     """The server's bucket, the link to one peer, and what the peer has made of both.
 
@@ -44,7 +53,7 @@ class Bucket(RuleBasedStateMachine):
 
     def _echo(self, key: str, data: bytes, headers: dict[str, str]) -> None:
         echo = SUBJECTS.control_echo[1].replace(">", key)
-        self.echoes.append((echo, data, {**headers, names.SEQUENCE: str(self.sequence)}))
+        self.echoes.append((echo, data, {**headers, **told(key, self.sequence)}))
 
     @rule(key=st.sampled_from(KEYS))
     def put(self, key: str) -> None:
@@ -119,7 +128,7 @@ def cancelled(*tasks: Identity, at: float = NOW) -> Controls:
     controls = Controls(SUBJECTS, cancel_ttl_s=3_600)
     for number, task in enumerate(tasks, 1):
         record = SUBJECTS.control_record(key_cancel(task))
-        controls.heard(record, wire.encode(Cancel(at=at, reason=str(task))), {names.SEQUENCE: str(number)})
+        controls.heard(record, wire.encode(Cancel(at=at, reason=str(task))), told(key_cancel(task), number))
     return controls
 
 
@@ -150,6 +159,18 @@ def test_a_cancel_of_a_newer_format_still_cancels() -> None:
     controls = Controls(SUBJECTS, cancel_ttl_s=3_600)
     newer = wire.amend(wire.encode(Cancel(at=NOW)), {"v": wire.FORMAT + 1})
 
-    controls.heard(SUBJECTS.control_record(key_cancel(TASKS[0])), newer, {names.SEQUENCE: "1"})
+    controls.heard(SUBJECTS.control_record(key_cancel(TASKS[0])), newer, told(key_cancel(TASKS[0]), 1))
 
     assert controls.cancel_of(TASKS[0], ()) is not None
+
+
+def test_what_only_looks_like_the_echo_of_a_change_is_passed_over() -> None:
+    controls = Controls(SUBJECTS, cancel_ttl_s=3_600)
+    key, pause = key_pause("a"), wire.encode(Pause(at=NOW))
+    elsewhere = {names.STREAM: SUBJECTS.stream, names.SUBJECT: SUBJECTS.control_record(key), names.SEQUENCE: "9"}
+    other = {**told(key_pause("b"), 9)}
+
+    for headers in ({}, {names.SEQUENCE: "9"}, elsewhere, other):
+        controls.heard(SUBJECTS.control_record(key), pause, headers)
+
+    assert not controls.is_paused("a")

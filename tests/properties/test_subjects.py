@@ -228,7 +228,7 @@ def test_the_echo_of_a_result_is_where_waiters_listen(subjects: Subjects, task: 
 
 @given(prefixes, capabilities, tokens, st.integers(0, 10**9).map(str))
 def test_a_session_hears_its_tasks_and_no_others(subjects: Subjects, capability: str, root: str, token: str) -> None:
-    heard = subjects.done_below(root)
+    heard = subjects.done_below(capability, root)
 
     assert matches(heard, subjects.done(Identity(capability, grammar.child_id(root, token))))
     assert not matches(heard, subjects.done(Identity(capability, root)))
