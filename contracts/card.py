@@ -54,6 +54,7 @@ class AgentCard(Record, frozen=True, kw_only=True, omit_defaults=True):
     owner: Annotated[str, Meta(description="The team to call.")] = ""
     role: Annotated[str, Meta(description="What it does among other agents.")] = ""
     description: Annotated[str, Meta(description="What it is for.")] = ""
+    calls: Annotated[tuple[str, ...], Meta(description="Capabilities that its handlers ask.")] = ()
     capabilities: Annotated[tuple[CapabilityCard, ...], Meta(description="What it handles.")] = ()
 
 

@@ -374,6 +374,10 @@ class Subjects:
         """A question or order: `target` is a peer's id, a capability, or `all`."""
         return f"{self._head}ctl.{target}.{verb}"
 
+    def under(self, *tokens: str) -> str:
+        """Every subject that begins with these tokens, as permissions name them."""
+        return f"{self._head}{'.'.join(tokens)}.>"
+
     # What the streams store.
 
     @property

@@ -1,6 +1,6 @@
 """The author's side: an agent is a named set of handlers."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from functools import cached_property, partial
 from typing import Any, Concatenate, Protocol, TypeVar, overload
 
@@ -10,11 +10,12 @@ from tenacity.wait import wait_base
 from contracts.card import check_owner
 from contracts.errors import ContractError
 from contracts.limit import BURST_S, Limit, check_limit
-from contracts.subjects import check_breaker_name, check_resource
-from mesh.capability import AgentInfo, Capability, Limits
+from contracts.subjects import check_breaker_name, check_capability, check_resource
+from mesh.capability import AgentInfo, Capability, Limits, calls_of
 from mesh.endings import Escalate, Handoff, Ladder, Verifiers
 from mesh.errors import SetupError
 from mesh.peer import Hosted, Peer
+from mesh.reference import Reference
 from mesh.resilience.breaker import Rules as BreakerRules
 from mesh.resilience.classify import Rules
 from mesh.resilience.retry import DEFAULT_WAIT
@@ -45,20 +46,34 @@ class Handles(Protocol):
 class Agent:
     """A named set of handlers, owned by a team.
 
+    `calls` names what its handlers ask of others, as capabilities or their names: called, sent to, handed over to;
+    `human` where people are asked. Rungs of ladders and verifiers are known without. What a peer may ask for is made
+    of it (docs/security.md).
+
     Raises:
-        SetupError: the name is empty, or the owner cannot be a label.
+        SetupError: the name is empty, the owner cannot be a label, or a call names no capability.
     """
 
     def __init__(
-        self, name: str, *, version: str = "0", owner: str = "", role: str = "", description: str = ""
+        self,
+        name: str,
+        *,
+        version: str = "0",
+        owner: str = "",
+        role: str = "",
+        description: str = "",
+        calls: Iterable[Reference[Any, Any] | str] = (),
     ) -> None:
         if not name:
             raise SetupError("an agent needs a name")
+        if isinstance(calls, str):
+            raise SetupError(f"agent {name!r}: calls is a string; give a list of names: calls=[{calls!r}]")
         try:
             check_owner(owner)
+            called = tuple(check_capability(_name_of(each)) for each in calls)
         except ContractError as error:
             raise SetupError(f"agent {name!r}: {error}") from error
-        self.info = AgentInfo(name, version, owner, role, description)
+        self.info = AgentInfo(name, version, owner, role, description, calls=called)
         self.capabilities: dict[str, Capability[Any, Any, Any]] = {}
 
     def handles(
@@ -206,5 +221,14 @@ class Agent:
         app.on_startup(partial(logs.set_up, settings))
         return app
 
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """The capabilities that its handlers ask: those it declares, its ladders' next rungs, its verifiers."""
+        return calls_of(self.info, self.capabilities.values())
+
     def __repr__(self) -> str:
         return f"Agent({self.info.name!r}, {sorted(self.capabilities)})"
+
+
+def _name_of(called: Reference[Any, Any] | str) -> str:
+    return called.name if isinstance(called, Reference) else called

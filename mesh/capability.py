@@ -51,6 +51,8 @@ class AgentInfo:
     owner: str = ""
     role: str = ""
     description: str = ""
+    calls: tuple[str, ...] = ()
+    """What it says that its handlers ask of others."""
     breakers: dict[str, BreakerRules] = field(default_factory=dict, compare=False)
     """Rules of the circuit breakers that its handlers use, where they are not the usual ones."""
     limits: dict[str, Limit] = field(default_factory=dict, compare=False)
@@ -174,14 +176,27 @@ class Capability(Reference[I, O], Generic[I, O, Called]):
         )
 
 
+def calls_of(agent: AgentInfo, capabilities: typing.Iterable[Capability[Any, Any, Any]]) -> tuple[str, ...]:
+    """The capabilities that an agent asks, by name: those it declares, its ladders' next rungs, its verifiers."""
+    called = set(agent.calls)
+    for capability in capabilities:
+        if capability.ladder is not None:
+            called.add(capability.ladder.next_rung)
+        if capability.verified_by is not None:
+            called.update(capability.verified_by.capabilities)
+    return tuple(sorted(called))
+
+
 def agent_card(agent: AgentInfo, capabilities: typing.Iterable[Capability[Any, Any, Any]]) -> AgentCard:
     """The card of an agent with its capabilities."""
+    capabilities = tuple(capabilities)
     return AgentCard(
         name=agent.name,
         version=agent.version,
         owner=agent.owner,
         role=agent.role,
         description=agent.description,
+        calls=calls_of(agent, capabilities),
         capabilities=tuple(capability.card() for capability in capabilities),
     )
 

@@ -20,6 +20,7 @@ from agents.support_desk.routes import route
 from contracts.outcome import FailureKind
 from mesh import Agent, Context, Ladder, TaskFailed
 
+RESOLUTION: Final = "resolution"
 LINEAR_MODEL: Final = "linear support vectors"
 NETWORKS: Final = "three networks with dropout"
 PASSED_ON: Final = "pass-on"
@@ -29,6 +30,7 @@ desk = Agent(
     version="1.0.0",
     owner="customer-care",
     description="Labels customer tickets, asks people where it is unsure, and says what happens next.",
+    calls=[TRIAGE, RESOLUTION],
 )
 
 
@@ -51,7 +53,7 @@ async def specialist(ticket: Ticket, ctx: Context) -> Label:
     return Label(opinion.label, SPECIALIST, opinion.confidence)
 
 
-@desk.handles("resolution", concurrency=8, timeout_s=10)
+@desk.handles(RESOLUTION, concurrency=8, timeout_s=10)
 def resolution(ticket: LabelledTicket) -> Resolution:
     """Say who goes on with a labelled ticket, and how."""
     label = ticket.label

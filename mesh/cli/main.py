@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from contracts.errors import MeshError
 from mesh.cli import console
+from mesh.cli.auth import auth
 from mesh.cli.breaker import breaker
 from mesh.cli.chaos import chaos
 from mesh.cli.contracts import contracts
@@ -113,6 +114,7 @@ app.add_typer(dead, rich_help_panel=FLEET)
 app.command(rich_help_panel=FLEET)(events)
 app.command(rich_help_panel=FLEET)(decisions)
 app.command(rich_help_panel=FLEET)(doctor)
+app.add_typer(auth, rich_help_panel=FLEET)
 app.add_typer(contracts, rich_help_panel=FLEET)
 app.add_typer(chaos, rich_help_panel=FLEET)
 

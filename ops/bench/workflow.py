@@ -41,7 +41,7 @@ PARKED_WITHIN_S = 600.0
 PAYLOAD = "x" * 112
 
 serving = Agent("serving", version="1")
-asking = Agent("asking", version="1")
+asking = Agent("asking", version="1", calls=["echo"])
 
 
 @serving.handles("echo", concurrency=100, timeout_s=30)

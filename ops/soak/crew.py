@@ -11,7 +11,12 @@ TEAMS = ("care", "sales", "stock", "billing")
 
 
 def _agent(number: int) -> Agent:
-    agent = Agent(f"agent-{number}", version="1.0", owner=TEAMS[number % len(TEAMS)])
+    agent = Agent(
+        f"agent-{number}",
+        version="1.0",
+        owner=TEAMS[number % len(TEAMS)],
+        calls=[f"work-{(number + 1) % CAPABILITIES}"],
+    )
 
     @agent.handles(f"work-{number}", concurrency=2)
     async def work(amount: int, ctx: Context) -> int:

@@ -13,6 +13,7 @@ from contracts.subjects import Identity
 from mesh.agent import Agent
 from mesh.capability import AgentInfo, Capability, Limits, agent_card
 from mesh.context import BlockingContext, Context
+from mesh.endings import Ladder, Verifiers
 from mesh.errors import SetupError
 
 TASK = Identity("probe", "k1")
@@ -261,6 +262,30 @@ def test_a_card_tells_what_can_be_asked_and_within_which_limits() -> None:
     assert set(told.input_schema["$defs"]["Order"]["properties"]) == {"item", "count"}
     assert set(told.output_schema["$defs"]["Receipt"]["properties"]) == {"total"}
     assert msgspec.json.decode(msgspec.json.encode(card), type=type(card)) == card
+
+
+def test_an_agent_calls_what_it_declares_and_the_rungs_and_verifiers_of_its_handlers() -> None:
+    asked = Agent("asked")
+
+    @asked.handles("look-up")
+    async def look_up(word: str) -> str:
+        raise NotImplementedError
+
+    agent = Agent("asking", calls=[look_up, "print", "human"])
+
+    @agent.handles("answer", ladder=Ladder(0.5, "expert"), verified_by=Verifiers("check", agree=1))
+    async def answer(word: str) -> str:
+        raise NotImplementedError
+
+    assert agent.calls == ("check", "expert", "human", "look-up", "print")
+    assert agent_card(*agent.hosted).calls == agent.calls
+    assert agent_card(*asked.hosted).calls == ()
+
+
+@pytest.mark.parametrize("calls", ["print", ["a.b"], [""]])
+def test_calls_that_name_no_capability_are_refused(calls: Any) -> None:
+    with pytest.raises(SetupError, match="agent 'asking'"):
+        Agent("asking", calls=calls)
 
 
 # FastStream's dependencies.

@@ -53,7 +53,7 @@ llm: LLMAgent[None, str] = LLMAgent(
 )
 durable = Durable(llm, tools=[look_up])
 
-researcher = Agent("researcher", owner="platform", description="Finds things out with an LLM.")
+researcher = Agent("researcher", owner="platform", description="Finds things out with an LLM.", calls=[look_up])
 
 
 @researcher.handles("research", attempts=5, timeout_s=300)

@@ -37,7 +37,7 @@ class Flow(msgspec.Struct, frozen=True):
     run_s: float = 0.0
 
 
-agent = Agent("chaos", version="1")
+agent = Agent("chaos", version="1", calls=["chaos-leaf"])
 noted_in: list[History] = []
 
 

@@ -1,0 +1,173 @@
+"""With exactly the generated permissions everything works, and the server has nothing to refuse."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from contracts.workflow import Verdict
+from mesh.client import Mesh
+from mesh.errors import TaskCancelled, TaskFailed
+from mesh.inbox import give, read_inbox
+from mesh.testing import eventually
+from mesh.whereabouts import Where
+from tests.security.scene import Behind, Order, at_work, behind_permissions, ladder, open_vault, order, verified
+
+WITHIN_S = 30.0
+COMMANDS = (
+    "doctor",
+    "agents --json",
+    "status desk {task} --json",
+    "trace desk {task} --json",
+    "result desk {task} --json",
+    "report --json",
+    "map --json",
+    "events --json",
+    "decisions --json",
+    "dead ls --json",
+    "limits ls --json",
+    "limits set till --concurrent 3",
+    "limits rm till",
+    "breaker ls --json",
+    "schedule set nightly @daily desk {payload}",
+    "schedule ls --json",
+    "schedule rm nightly",
+    "inbox ls --json",
+    "pause price --reason lunch",
+    "resume price",
+    'submit price --json "ops"',
+)
+
+
+@pytest_asyncio.fixture
+async def behind(tmp_path: Path) -> AsyncIterator[Behind]:
+    async with behind_permissions(tmp_path) as found, at_work(found):
+        yield found
+
+
+async def done(mesh: Mesh, how: str, item: str = "pear", **more: str) -> str:
+    async with asyncio.timeout(WITHIN_S):
+        return await (await mesh.submit(order, Order(item, how), **more)).result()  # type: ignore[arg-type]
+
+
+async def test_every_verb_of_a_handler_works_and_nothing_is_refused(behind: Behind) -> None:
+    async with behind.client("shop") as mesh:
+        found = {
+            how: await done(mesh, how)
+            for how in (
+                *("call", "guarded", "map", "parked", "sleep", "handoff"),
+                *("send", "limit", "breaker", "step", "emit", "ahead"),
+            )
+            if how != "ahead"
+        }
+        large = await done(mesh, "large")
+        sure = [await (await mesh.submit(one, Order("pear"))).result() for one in (ladder, verified)]
+        with pytest.raises(TaskFailed):
+            await done(mesh, "fail")
+        with pytest.raises(TaskFailed):
+            await done(mesh, "retry")
+
+    assert (found["call"], found["parked"], found["sleep"]) == ("pear: 7", "pear at last", "slept")
+    assert found["map"].count(": 7") == 5
+    assert len(large) > 300_000
+    assert sure == ["expert on pear", "pear"]
+    assert behind.refused() == []
+
+
+async def test_everything_that_a_client_does_works_and_nothing_is_refused(behind: Behind) -> None:
+    async with behind.client("shop") as mesh:
+        lined = [
+            await mesh.submit(order, Order(f"n{number}"), order_key="line", key=f"k{number}") for number in range(4)
+        ]
+        values = [await handle.result(within_s=WITHIN_S) for handle in lined]
+        again = await mesh.submit(order, Order("n0"), order_key="line", key="k0")
+        mapped = [each async for each in mesh.map(order, [Order(f"m{number}") for number in range(5)])]
+        parts = [part async for part in (await mesh.submit(order, Order("pear", "emit"))).stream()]
+        urgent = await (await mesh.submit(order, Order("pear"), priority="urgent")).result(within_s=WITHIN_S)
+        bulk = await (await mesh.submit(order, Order("pear", text="z" * 50_000), priority="bulk")).result(
+            within_s=WITHIN_S
+        )
+        waiting = await mesh.submit(order, Order("pear", "signal"), key="order-1")
+        await eventually(lambda: _is(waiting, Where.PARKED))
+        await mesh.signal(order, "order-1", "paid", "yes")
+        paid = await waiting.result(within_s=WITHIN_S)
+        cancelled = await mesh.submit(order, Order("pear", "approve"), key="order-2")
+        await eventually(lambda: _is(cancelled, Where.PARKED))
+        await cancelled.cancel(reason="changed my mind")
+        with pytest.raises(TaskCancelled):
+            await cancelled.result(within_s=WITHIN_S)
+
+    assert values == [f"n{number}: 7" for number in range(4)]
+    assert not again.is_new
+    assert [each.value for each in mapped if each.error is None] != []
+    assert len(parts) >= 1
+    assert (urgent, bulk, paid) == ("pear: 7", "pear: 7", "yes")
+    assert behind.refused() == []
+
+
+async def test_a_clerk_answers_what_people_are_asked_and_nothing_is_refused(behind: Behind) -> None:
+    async with behind.client("shop") as mesh, behind.client("clerk") as clerk, behind.client("ops") as ops:
+        asked = await mesh.submit(order, Order("pear", "approve"), key="order-3")
+        (question,) = await eventually(lambda: read_inbox(ops.bus))
+        await give(clerk, question, Verdict.APPROVED, by="kim")
+        verdict = await asked.result(within_s=WITHIN_S)
+
+    assert verdict == "approved"
+    assert behind.refused() == []
+
+
+async def test_a_task_whose_server_forgot_it_is_handed_out_again_by_a_peer_with_its_rights(behind: Behind) -> None:
+    async with behind.client("keeper") as mesh:
+        handle = await mesh.submit(open_vault, "hold")
+        value = await handle.result(within_s=WITHIN_S)
+
+    assert value == "secret of hold"
+    assert behind.refused() == []
+
+
+@pytest.mark.timeout(300)
+async def test_every_command_of_an_operator_works_and_nothing_is_refused(behind: Behind) -> None:
+    async with behind.client("shop") as mesh:
+        handle = await mesh.submit(order, Order("pear"), key="order-9")
+        await handle.result(within_s=WITHIN_S)
+    payload = json.dumps({"item": "pear"})
+
+    told = {}
+    for line in COMMANDS:
+        arguments = [part.format(task="order-9", payload=payload) for part in line.split(" ")]
+        told[line] = await command(behind, "ops", *arguments)
+
+    assert {line: text for line, (code, text) in told.items() if code} == {}
+    assert behind.refused() == []
+
+
+async def test_a_monitor_sees_what_waits_and_which_peers_there_are_and_nothing_is_refused(behind: Behind) -> None:
+    code, text = await command(behind, "watch", "agents", "--json")
+
+    assert code == 0, text
+    assert {"desk", "price", "vault"} <= {one["capability"] for one in json.loads(text)["capabilities"]}
+    assert behind.refused() == []
+
+
+async def command(behind: Behind, user: str, *arguments: str) -> tuple[int, str]:
+    """The exit code of `mesh` as a user, and all that it said."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mesh", *arguments),
+        env={**ours, **behind.variables(user)},
+        cwd=behind.folder,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(60):
+        out, _ = await process.communicate()
+    return process.returncode or 0, out.decode()
+
+
+async def _is(handle: object, where: Where) -> bool:
+    return (await handle.status()).where is where  # type: ignore[attr-defined]
