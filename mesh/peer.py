@@ -97,6 +97,7 @@ class Peer:
         self._beats: dict[str, tuple[float, Beat]] = {}
         self._ticked_at = time.monotonic()
         self._connected, self._ready = asyncio.Event(), asyncio.Event()
+        self._takes_work = False
         self._drain, self._drained, self._shaken = asyncio.Event(), asyncio.Event(), asyncio.Event()
         controls = Controls(settings.subjects, cancel_ttl_s=settings.result_ttl_s)
         limiter = Limiter(
@@ -305,8 +306,10 @@ class Peer:
 
     async def _stopping(self) -> None:
         self._drain.set()
-        if self._connected.is_set():
-            await self._drained.wait()
+        # One that still waits for its streams has nothing in hand, and may wait for long.
+        if not self._takes_work:
+            self._drained.set()
+        await self._drained.wait()
 
     async def _close(self) -> None:
         # Safe to repeat; FastStream leaves the connection open when a start or a fiber fails.
@@ -344,6 +347,9 @@ class Peer:
             stack.callback(off)
             await stack.enter_async_context(self.host.services.open())
             await stack.enter_async_context(self.host.breakers.open())
+            if self._drain.is_set():
+                return
+            self._takes_work = True
             for timekeeper in self._timekeepers:
                 await stack.enter_async_context(timekeeper.open())
             for intake in self.intakes:

@@ -315,23 +315,23 @@ async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> E
         actual = await inspect(bus, spec)
         if actual is None:
             try:
-                if await _create(bus, spec):
+                if await create(bus, spec):
                     created.append(str(spec))
             except SetupError as error:
                 if not spec.is_optional:
                     raise
                 refused.append(str(error))
                 continue
-            actual = await _appeared(bus, spec)
+            actual = await appeared(bus, spec)
         found = differences(spec, actual["config"])
         if found and migrate:
-            await _update(bus, spec, actual["config"])
+            await update(bus, spec, actual["config"])
             migrated.append(str(spec))
         elif any(difference.is_essential for difference in found):
             told = "; ".join(str(difference) for difference in found if difference.is_essential)
             raise TopologyDrift(
-                f"{told}. Nothing was changed: `mesh doctor` shows the whole difference,"
-                f" `mesh doctor --migrate` changes the server, MESH_PREFIX names another mesh"
+                f"{told}. Nothing was changed: `mesh topology plan` shows the whole"
+                f" difference, `mesh topology apply` changes the server, MESH_PREFIX names another mesh"
             )
         else:
             tolerated += found
@@ -414,7 +414,12 @@ async def reset_consumer(bus: Bus, spec: Spec, sequence: int) -> None:
     await bus.api(_endpoint("RESET", spec), {"seq": sequence})
 
 
-async def _appeared(bus: Bus, spec: Spec) -> dict[str, Any]:
+async def appeared(bus: Bus, spec: Spec) -> dict[str, Any]:
+    """The server's account of what was just made.
+
+    Raises:
+        BusUnavailable: it does not show in time.
+    """
     # In a cluster what was made, here or by another peer, may take a moment to show.
     give_up_at = time.monotonic() + APPEARS_WITHIN_S
     while time.monotonic() < give_up_at:
@@ -425,7 +430,13 @@ async def _appeared(bus: Bus, spec: Spec) -> dict[str, Any]:
     raise BusUnavailable(f"{spec.kind} {spec} does not show {APPEARS_WITHIN_S:g} s after it was made")
 
 
-async def _create(bus: Bus, spec: Spec) -> bool:
+async def create(bus: Bus, spec: Spec) -> bool:
+    """Make a stream or consumer. False: it is there already, whatever it is like.
+
+    Raises:
+        SetupError: the server refuses it.
+        TopologyDrift: the consumer's stream does not exist.
+    """
     config = dict(spec.config)
     if spec.kind == "stream":
         body: dict[str, Any] = {"name": spec.name, **config}
@@ -447,7 +458,12 @@ async def _create(bus: Bus, spec: Spec) -> bool:
     return True
 
 
-async def _update(bus: Bus, spec: Spec, actual: Mapping[str, Any]) -> None:
+async def update(bus: Bus, spec: Spec, actual: Mapping[str, Any]) -> None:
+    """Have the server follow a spec, and keep all else as it is in `actual`. Safe to repeat.
+
+    Raises:
+        TopologyDrift: the server refuses it; nothing was changed.
+    """
     config = {**actual, **spec.config}
     if "metadata" in spec.config:
         # The server's own keys, and an operator's, stay.
