@@ -1,24 +1,28 @@
 """Keys change while a mesh works: no task is lost, and a peer whose key was taken away takes no work."""
 
 import asyncio
+import copy
 import http.client
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from mesh import Agent
+from mesh.bus import topology
 from mesh.client import Mesh
 from mesh.settings import Settings
 from mesh.testing import eventually, hosting
 from mesh.testing.cluster import free_ports
 from mesh.testing.servers import configured_server
-from tests.operations.accounts import User, mesh_accounts, settings_of, user
+from tests.operations.access import Access, generated
 
 TASKS = 60
 AGENT = """
 from mesh import Agent
+from mesh.bus import topology
 
 agent = Agent("late", version="1")
 
@@ -39,58 +43,95 @@ def agent(name: str) -> Agent:
     return made
 
 
-def configuration(port: int, users: Sequence[User]) -> str:
+ACCESS: dict[str, Any] = {
+    "meshes": {
+        "mesh": {
+            "peers": {"desk": {"handles": ["count", "late"]}, "gone": {"handles": ["late"]}},
+            "clients": {"shop": {"calls": ["count", "late"]}},
+            "operators": ["ops"],
+        }
+    }
+}
+
+
+def configuration(port: int, access: Access) -> str:
     return f"""
 listen: "127.0.0.1:{port}"
 jetstream {{ store_dir: store }}
-accounts {{
-{mesh_accounts("mesh", users)}}}
+{access.accounts}
 """
+
+
+def without(user: str) -> dict[str, Any]:
+    """The access file without a peer."""
+    access = copy.deepcopy(ACCESS)
+    del access["meshes"]["mesh"]["peers"][user]
+    return access
+
+
+@asynccontextmanager
+async def made(operator: Settings) -> AsyncIterator[None]:
+    """Streams and consumers, as `mesh topology apply` makes them."""
+    specs = [spec for name in ("count", "late") for spec in topology.of_capability(operator, name)]
+    async with Mesh.connect(settings=operator) as mesh:
+        await topology.ensure(mesh.bus, (*topology.of_mesh(operator), *specs))
+    yield
 
 
 async def test_a_new_key_beside_the_old_one_a_restart_and_the_old_one_gone_lose_no_task(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    old, new, client = (user(tmp_path, name) for name in ("old", "new", "client"))
-    with configured_server(tmp_path / "server", configuration(port, [old, client]), port=port) as server:
-        async with Mesh.connect(settings=settings_of(client, port)) as mesh, asyncio.TaskGroup() as fibers:
-            async with hosting(agent("with the old key"), settings=settings_of(old, port)) as before:
+    access = generated(tmp_path, ACCESS)
+    with configured_server(tmp_path / "server", configuration(port, access), port=port) as server:
+        async with (
+            made(access.settings("ops", port)),
+            Mesh.connect(settings=access.settings("shop", port)) as mesh,
+            asyncio.TaskGroup() as fibers,
+        ):
+            async with hosting(agent("with the old key"), settings=access.settings("desk", port)) as before:
                 tasks = [
                     fibers.create_task((await mesh.submit("count", number, returns=str)).result())
                     for number in range(TASKS)
                 ]
 
-                server.reload(configuration(port, [old, new, client]))
+                await asyncio.to_thread(access.mesh_auth, "rotate", "desk")
+                server.reload(configuration(port, access))
                 kept = before.bus.reconnects
-                after = hosting(agent("with the new key"), settings=settings_of(new, port))
+                after = hosting(agent("with the new key"), settings=access.settings("desk", port))
                 await after.__aenter__()
-            server.reload(configuration(port, [new, client]))
+                tasks += [
+                    fibers.create_task((await mesh.submit("count", number, returns=str)).result())
+                    for number in range(TASKS, 2 * TASKS)
+                ]
+            await asyncio.to_thread(access.mesh_auth, "retire", "desk")
+            server.reload(configuration(port, access))
             answers = [await task for task in tasks]
             await after.__aexit__(None, None, None)
 
     assert kept == 0
     assert set(answers) == {"with the old key", "with the new key"}
-    assert len(answers) == TASKS
+    assert len(answers) == 2 * TASKS
 
 
 async def test_a_peer_whose_key_was_taken_away_takes_no_work_and_a_client_is_told_why(tmp_path: Path) -> None:
     (port, page) = free_ports(2)
-    gone, kept = user(tmp_path, "gone"), user(tmp_path, "kept")
+    access = generated(tmp_path, ACCESS)
     (tmp_path / "late.py").write_text(AGENT)
-    with configured_server(tmp_path / "server", configuration(port, [gone, kept]), port=port) as server:
+    with configured_server(tmp_path / "server", configuration(port, access), port=port) as server:
         async with (
-            Mesh.connect(settings=settings_of(kept, port)) as mesh,
-            running("run", "late.py", folder=tmp_path, settings=settings_of(gone, port, http_port=page)) as peer,
+            made(access.settings("ops", port)),
+            Mesh.connect(settings=access.settings("shop", port)) as mesh,
+            running("run", "late.py", folder=tmp_path, settings=access.settings("gone", port, http_port=page)) as peer,
         ):
             await (await mesh.submit("late", 1, returns=int)).result()
             assert await asyncio.to_thread(status, page) == 200
 
-            server.reload(configuration(port, [kept]))
+            server.reload(configuration(port, generated(tmp_path, without("gone"))))
             await eventually(lambda: is_unready(page))
             waits = await mesh.submit("late", 2, returns=int)
-            async with running("agents", folder=tmp_path, settings=settings_of(gone, port, connect_within_s=1)) as asking:
+            async with running("agents", folder=tmp_path, settings=access.settings("gone", port, connect_within_s=1)) as asking:
                 _, told = await asking.communicate()
             (tmp_path / "late2.py").write_text(AGENT)
-            async with running("run", "late2.py", folder=tmp_path, settings=settings_of(kept, port)):
+            async with running("run", "late2.py", folder=tmp_path, settings=access.settings("desk", port)):
                 answer = await waits.result()
 
             assert peer.returncode is None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh import Agent, Context
+from mesh.auth.keys import public_key
 from mesh.bus import topology
 from mesh.client import Mesh
 from mesh.settings import Settings
@@ -14,9 +15,10 @@ from mesh.testing import eventually, hosting
 from mesh.testing.cluster import free_ports
 from mesh.testing.network import Link
 from mesh.testing.servers import ConfiguredServer, configured_server
-from tests.operations.accounts import mesh_accounts, settings_of, user
+from tests.operations.access import generated
 from tests.operations.pages import block, with_changes
 
+ACCESS = block("access.yaml")
 LARGE = "x" * 300_000
 """Kept as an object, beside the stream."""
 
@@ -49,17 +51,16 @@ class Regions:
     link: Link
     at_hub: Settings
     at_leaf: Settings
+    operator: Settings
 
 
 @asynccontextmanager
 async def regions(folder: Path) -> AsyncIterator[Regions]:
     """Two servers, configured as the page says."""
     hub_port, hub_leaf_port, leaf_port = free_ports(3)
-    ours, theirs, leaf_user = (user(folder, name) for name in ("ours", "theirs", "leaf-eu"))
+    access = generated(folder, ACCESS)
     (folder / "hub").mkdir()
-    (folder / "hub/accounts.conf").write_text(
-        f"accounts {{\n{mesh_accounts('mesh', [ours, theirs, leaf_user])}}}\n"
-    )
+    (folder / "hub/accounts.conf").write_text(access.accounts)
     hub_config = with_changes(
         block("hub.conf"),
         {
@@ -74,7 +75,7 @@ async def regions(folder: Path) -> AsyncIterator[Regions]:
             {
                 "0.0.0.0:4222": f"127.0.0.1:{leaf_port}",
                 "hub:7422": f"127.0.0.1:{link.port}",
-                "USER_OF_A_PEER": theirs.public,
+                "UKEY_OF_LEAF_EU": public_key(access.seed("leaf-eu").read_text()),
             },
         )
         with (
@@ -83,22 +84,37 @@ async def regions(folder: Path) -> AsyncIterator[Regions]:
                 folder / "leaf",
                 leaf_config,
                 port=leaf_port,
-                variables={"LEAF_EU_SEED": leaf_user.seed.read_text()},
+                variables={"LEAF_EU_SEED": access.seed("leaf-eu").read_text()},
             ) as leaf,
         ):
             await eventually(lambda: "Leafnode connection created" in leaf.log)
             short = {"hot_wait_s": 0.2, "connect_within_s": 20}
             yield Regions(
-                hub, leaf, link, settings_of(ours, hub_port, **short), settings_of(theirs, leaf_port, **short)
+                hub,
+                leaf,
+                link,
+                access.settings("near", hub_port, **short),
+                access.settings("leaf-eu", leaf_port, **short),
+                access.settings("ops", hub_port, **short),
             )
+
+
+@asynccontextmanager
+async def made(operator: Settings, *capabilities: str) -> AsyncIterator[None]:
+    """Streams and consumers, as `mesh topology apply` makes them."""
+    specs = [spec for name in capabilities for spec in topology.of_capability(operator, name)]
+    async with Mesh.connect(settings=operator) as mesh:
+        await topology.ensure(mesh.bus, (*topology.of_mesh(operator), *specs))
+        yield
 
 
 async def test_a_mesh_works_through_a_leaf_node(tmp_path: Path) -> None:
     async with (
         regions(tmp_path) as two,
+        made(two.operator, "order", "pack", "copy"),
         hosting(near, settings=two.at_hub) as here,
         hosting(far, settings=two.at_leaf) as there,
-        Mesh.connect(settings=two.at_hub) as hub,
+        Mesh.connect(settings=two.operator) as hub,
         Mesh.connect(settings=two.at_leaf) as leaf,
     ):
         from_hub = await (await hub.submit(order, 1)).result()
@@ -127,9 +143,10 @@ async def test_a_region_that_is_cut_off_loses_its_tasks_to_others_and_answers_no
         return agent
 
     stored: list[str] = []
-    async with regions(tmp_path) as two, Mesh.connect(settings=two.at_hub) as hub:
+    async with regions(tmp_path) as two, Mesh.connect(settings=two.operator) as hub:
         subjects = hub.bus.subjects
         async with (
+            made(two.operator, "ship"),
             hub.bus.listening(subjects.result_echo[1], lambda subject, _, __: stored.append(subject)),
             hosting(hosted("far"), settings=two.at_leaf) as there,
         ):

@@ -2,9 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from mesh import Agent
 from mesh.bus import control, topology
@@ -15,30 +18,40 @@ from mesh.settings import Settings
 from mesh.testing import eventually, hosting
 from mesh.testing.cluster import free_ports
 from mesh.testing.servers import configured_server
-from tests.operations.accounts import mesh_accounts, settings_of, user
+from tests.operations.access import generated
 from tests.operations.pages import block
 
-LIMITS = block("limits of a tenant").strip()
-"""As the page says them: `{ max_file: …, max_streams: … }`."""
+ACCESS = block("access.yaml of two tenants")
 TENANTS = ("shop", "lab")
 SMALL = {"stream_bytes_max": 2**20, "objects_bytes_max": 2**20, "events_bytes_max": 2**20}
 """What streams may hold is set aside from the account's limit; with this most of it is left for those without a limit."""
 
 
+@dataclass
+class Two:
+    """Two users of a tenant."""
+
+    peer: Settings
+    operator: Settings
+
+
 @asynccontextmanager
-async def tenants(folder: Path, **limits: str) -> AsyncIterator[tuple[Settings, Settings]]:
-    """Settings of a user of each tenant."""
+async def tenants(folder: Path, **limits: dict[str, Any]) -> AsyncIterator[tuple[Two, Two]]:
+    """Users of each tenant of the page's access file, with other limits where they are given."""
+    access = yaml.safe_load(ACCESS)
+    for name, limit in limits.items():
+        access["meshes"][name]["jetstream"] = limit
     (port,) = free_ports(1)
-    users = {name: user(folder, name) for name in TENANTS}
-    accounts = "".join(mesh_accounts(name, [users[name]], limits=limits.get(name, LIMITS)) for name in TENANTS)
+    users = generated(folder, access)
     config = f"""
 listen: "127.0.0.1:{port}"
 jetstream {{ store_dir: store }}
-accounts {{
-{accounts}}}
+{users.accounts}
 """
     with configured_server(folder / "server", config, port=port):
-        shop, lab = (settings_of(users[name], port, name) for name in TENANTS)
+        shop, lab = (
+            Two(*(users.settings(f"{name}-{role}", port, prefix=name) for role in ("desk", "ops"))) for name in TENANTS
+        )
         yield shop, lab
 
 
@@ -53,16 +66,27 @@ def answering(what: str) -> Agent:
     return agent
 
 
+@asynccontextmanager
+async def made(operator: Settings) -> AsyncIterator[None]:
+    """Streams and consumers, as `mesh topology apply` makes them."""
+    async with Mesh.connect(settings=operator) as mesh:
+        specs = (*topology.of_mesh(operator), *topology.of_capability(operator, "answer"))
+        await topology.ensure(mesh.bus, specs)
+        yield
+
+
 async def test_no_task_beat_name_or_record_crosses_between_tenants(tmp_path: Path) -> None:
     heard: dict[str, list[str]] = {name: [] for name in TENANTS}
     async with (
         tenants(tmp_path) as (shop, lab),
-        Mesh.connect(settings=shop) as in_shop,
-        Mesh.connect(settings=lab) as in_lab,
-        in_shop.bus.listening(">", lambda subject, _, __: heard["shop"].append(subject)),
-        in_lab.bus.listening(">", lambda subject, _, __: heard["lab"].append(subject)),
-        hosting(answering("shop"), settings=shop) as shop_peer,
-        hosting(answering("lab"), settings=lab) as lab_peer,
+        Mesh.connect(settings=shop.operator) as in_shop,
+        Mesh.connect(settings=lab.operator) as in_lab,
+        made(shop.operator),
+        made(lab.operator),
+        in_shop.bus.listening("shop.>", lambda subject, _, __: heard["shop"].append(subject)),
+        in_lab.bus.listening("lab.>", lambda subject, _, __: heard["lab"].append(subject)),
+        hosting(answering("shop"), settings=shop.peer) as shop_peer,
+        hosting(answering("lab"), settings=lab.peer) as lab_peer,
     ):
         answers = [await (await one.submit("answer", "?", key="same", returns=str)).result() for one in (in_shop, in_lab)]
         await control.pause(in_lab.bus, "answer", reason="only here")
@@ -84,12 +108,13 @@ async def test_no_task_beat_name_or_record_crosses_between_tenants(tmp_path: Pat
 
 async def test_a_tenant_that_fills_its_quota_does_not_stop_the_other(tmp_path: Path) -> None:
     async with (
-        tenants(tmp_path, lab="{ max_file: 80MB }") as (shop, lab),
-        hosting(answering("shop"), settings=shop),
-        Mesh.connect(settings=shop) as in_shop,
-        Mesh.connect(settings=lab.model_copy(update=SMALL)) as in_lab,
+        tenants(tmp_path, lab={"max_file": "80MB"}) as (shop, lab),
+        made(shop.operator),
+        hosting(answering("shop"), settings=shop.peer),
+        Mesh.connect(settings=shop.operator) as in_shop,
+        Mesh.connect(settings=lab.operator.model_copy(update=SMALL)) as in_lab,
     ):
-        await topology.ensure(in_lab.bus, topology.streams(in_lab.bus.settings))
+        await topology.ensure(in_lab.bus, topology.of_mesh(in_lab.bus.settings))
         for size in (900_000, 30_000, 1_000, 30):
             with pytest.raises(StreamFull):
                 for number in range(200):
@@ -104,11 +129,11 @@ async def test_a_tenant_that_fills_its_quota_does_not_stop_the_other(tmp_path: P
 
 async def test_a_tenant_makes_no_more_streams_than_it_may(tmp_path: Path) -> None:
     async with (
-        tenants(tmp_path, lab="{ max_file: 1GB, max_streams: 3 }") as (shop, lab),
-        Mesh.connect(settings=shop) as in_shop,
-        Mesh.connect(settings=lab) as in_lab,
+        tenants(tmp_path, lab={"max_file": "1GB", "max_streams": 3}) as (shop, lab),
+        Mesh.connect(settings=shop.operator) as in_shop,
+        Mesh.connect(settings=lab.operator) as in_lab,
     ):
         with pytest.raises(SetupError, match="maximum number of streams"):
-            await topology.ensure(in_lab.bus, topology.streams(lab))
+            await topology.ensure(in_lab.bus, topology.of_mesh(lab.operator))
 
-        await topology.ensure(in_shop.bus, topology.streams(shop))
+        await topology.ensure(in_shop.bus, topology.of_mesh(shop.operator))
