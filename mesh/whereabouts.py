@@ -4,6 +4,8 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Final
+from weakref import WeakKeyDictionary
 
 from contracts import headers as names
 from contracts import wire
@@ -17,7 +19,7 @@ from mesh.bus.connection import Bus
 from mesh.bus.ledger import read_ledger
 from mesh.bus.records import Stored, read_many, read_range
 from mesh.endings import HUMAN
-from mesh.errors import BusUnavailable, ContractError, PublishUnconfirmed
+from mesh.errors import ContractError, PermissionDenied
 from mesh.lineage import Lineage, Open, Runner, Tree, number_of, open_waits
 from mesh.resilience.retry import Ledger
 
@@ -29,6 +31,9 @@ RECORDS_MAX = 250_000
 """Of one tree."""
 CAPABILITIES_ASKED_MAX = 20
 CANCELS_READ_MAX = 1_000
+NO_LEDGER: Final = Ledger()
+_unread: WeakKeyDictionary[Bus, set[str]] = WeakKeyDictionary()
+"""Capabilities whose steps a connection's user may not read; asking again would only fill the server's log."""
 
 
 class Where(StrEnum):
@@ -122,13 +127,9 @@ async def capabilities_of(bus: Bus, task_id: str) -> list[str]:
 
 async def is_served(bus: Bus, capability: str) -> bool:
     """Whether a live peer answers for a capability. One whose process is frozen counts for none."""
-    question = wire.encode(WhoRuns())
-    try:
-        async with asyncio.timeout(ASK_WITHIN_S):
-            await bus.request(bus.subjects.ctl(capability, "who-runs"), question)
-    except (BusUnavailable, PublishUnconfirmed, TimeoutError):
-        return False
-    return True
+    # Never over the inbox of all requests: whoever is asked learns where the answer goes, and may write there.
+    subject = bus.subjects.ctl(capability, "who-runs")
+    return bool(await bus.gather(subject, wire.encode(WhoRuns()), within_s=ASK_WITHIN_S, enough=1))
 
 
 async def _runners(bus: Bus) -> dict[Identity, Runner]:
@@ -153,7 +154,7 @@ async def _in_hand(bus: Bus, task: Identity, peer: str, running: Running) -> Whe
 async def _between_attempts(
     bus: Bus, task: Identity, standing: Stored, park: Stored | None, *, is_woken: bool
 ) -> Whereabouts:
-    ledger = await read_ledger(bus, task, is_redelivered=False)
+    ledger = await _ledger(bus, task)
     if ledger.retry_at > time.time():
         failure = ledger.last_failure
         return Whereabouts(
@@ -167,6 +168,17 @@ async def _between_attempts(
     if park is None:
         return await _waiting(bus, task, standing)
     return await _parked(bus, task, park, ledger, is_woken=is_woken)
+
+
+async def _ledger(bus: Bus, task: Identity) -> Ledger:
+    """What is on record about the task's attempts; nothing where this user may not read steps, as clients may not."""
+    if task.capability in _unread.get(bus, ()):
+        return NO_LEDGER
+    try:
+        return await read_ledger(bus, task, is_redelivered=False)
+    except PermissionDenied:
+        _unread.setdefault(bus, set()).add(task.capability)
+        return NO_LEDGER
 
 
 async def _parked(bus: Bus, task: Identity, park: Stored, ledger: Ledger, *, is_woken: bool) -> Whereabouts:
@@ -188,7 +200,8 @@ async def _waits_for(bus: Bus, task: Identity) -> tuple[str, float | None]:
     found = open_waits(bus.subjects, task, await topology.queued(bus, bus.subjects.below(task.id)))
     limits = [*found.sleeps, *(f"~~patience-{name}" for name in found.signals)][-LIMITS_READ_MAX:]
     now = time.time()
-    fixed = await read_many(bus, [bus.subjects.step(task, name) for name in limits])
+    is_read = task.capability not in _unread.get(bus, ())
+    fixed = await read_many(bus, [bus.subjects.step(task, name) for name in limits]) if is_read else []
     dues = [number_of(stored) for stored in fixed if stored is not None]
     until = min((due for due in dues if due is not None and due > now), default=None)
     return _words(task, found, is_limited=until is not None), until

@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -21,6 +22,7 @@ from nats.aio.msg import Msg
 
 from contracts import headers
 from mesh.bus.options import client_options
+from mesh.bus.provenance import INBOXES
 from mesh.bus.replies import ApiError, PubAck, translate
 from mesh.errors import BusError, BusUnavailable, PermissionDenied, PublishRejected, PublishUnconfirmed, SetupError
 from mesh.fibers import serving
@@ -40,6 +42,7 @@ What was sent to a leader that died is never answered, so this is a part of what
 elected after 4 to 9 s, and what is repeated until then is refused at once.
 """
 DENIALS_TOLD_MAX = 100
+INBOX_BYTES = 12
 LIST_WITHIN_S = 5.0
 """As long for what the server may have to look up at length."""
 
@@ -118,7 +121,7 @@ class Bus:
         """Serve answers over a connected client until left."""
         self.nc = nc
         self._connected.set()
-        self._inbox = nc.new_inbox()
+        self._inbox = self.new_inbox()
         self._cut = len(self._inbox) + 1
         await nc.subscribe(f"{self._inbox}.*", cb=self._answered)
         try:
@@ -139,6 +142,11 @@ class Bus:
     def is_connected(self) -> bool:
         return self._connected.is_set()
 
+    @property
+    def has_own_inboxes(self) -> bool:
+        """Whether its user has inboxes of its own, as one behind generated permissions has, and so an account, too."""
+        return self.settings.nats_inbox_prefix != INBOXES
+
     async def until_connected(self) -> None:
         await self._connected.wait()
 
@@ -148,6 +156,13 @@ class Bus:
         return lambda: self._on_reconnect.remove(callback)
 
     # Sending.
+
+    def new_inbox(self) -> str:
+        """A subject for answers that nobody can guess, whatever other inbox of this user they know.
+
+        Peers may write to the inboxes of those who ask them; the names of nats-py count upwards.
+        """
+        return f"{self.settings.nats_inbox_prefix}.{secrets.token_hex(INBOX_BYTES)}"
 
     async def publish(self, subject: str, data: bytes = b"", reply: str = "", headers: Headers | None = None) -> None:
         """Hand a message to the connection; nothing says whether it arrives.
@@ -258,7 +273,7 @@ class Bus:
 
     async def gather(self, subject: str, data: bytes, *, within_s: float, enough: int = 0) -> list[bytes]:
         """Answers of all who serve a subject, for `within_s` seconds or until `enough` of them came."""
-        inbox = self.nc.new_inbox()
+        inbox = self.new_inbox()
         answers: list[bytes] = []
         done = asyncio.Event()
 

@@ -197,7 +197,7 @@ async def _made(
 
 @asynccontextmanager
 async def _listening(bus: Bus, stream: str, name: str) -> AsyncIterator[tuple[str, _Arrivals]]:
-    arrivals, inbox = _Arrivals(), bus.nc.new_inbox()
+    arrivals, inbox = _Arrivals(), bus.new_inbox()
     subscription = await bus.nc.subscribe(inbox, cb=arrivals.put, pending_msgs_limit=0, pending_bytes_limit=0)
     try:
         yield inbox, arrivals

@@ -76,7 +76,7 @@ async def read_range(
     sequence = first
     while True:
         page: asyncio.Queue[Msg] = asyncio.Queue()
-        inbox = bus.nc.new_inbox()
+        inbox = bus.new_inbox()
         subscription = await bus.nc.subscribe(inbox, cb=page.put)
         try:
             wanted = {"seq": sequence, "next_by_subj": filter_subject, "batch": batch}

@@ -25,7 +25,7 @@ from mesh.bus.outsized import Taken, referred
 from mesh.bus.parks import park, wake
 from mesh.bus.records import Stored, read_many
 from mesh.bus.timers import set_timer
-from mesh.errors import PublishRejected
+from mesh.errors import PermissionDenied, PublishRejected
 from mesh.runtime.handling import HOLD_S
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.verdict import Answer, Answered, HandBack, Park, Parked, Reason, Retry, Superseded, Verdict
@@ -181,7 +181,11 @@ async def _wake_parent(host: Host, attempt: Attempt) -> None:
     if task.is_awaited and above:
         # It may have to wait for a run of the parent, which may need this very slot.
         attempt.slot.give()
-        await wake(host.bus, above[-1])
+        try:
+            await wake(host.bus, above[-1])
+        except PermissionDenied:
+            # A parent that may not be woken from here never asked for this: whoever did named one that is not its own.
+            log.warning("%s claims the parent %s, which this peer may not wake", attempt.identity, above[-1])
 
 
 async def _pass_on(host: Host, attempt: Attempt, *, is_early: bool) -> None:

@@ -68,12 +68,12 @@ class Stage:
             await self.eventually_denied()
 
     async def pulled(self) -> Msg:
-        """A task of the attacker's own capability, taken from a lane that its peer has not asked for lately."""
+        """A task of a capability of the attacker's own, which no peer serves, taken by hand."""
         inbox = self.raw.nc.new_inbox()
         came = await self.raw.listen(inbox)
-        await self.raw.request("mesh.task.ladder.own-task", b'{"item":"x"}')
+        await self.raw.request("mesh.task.spare.own", b'{"item":"x"}')
         body = json.dumps({"batch": 1, "expires": 2_000_000_000, "group": "slots"}).encode()
-        await self.publish("$JS.API.CONSUMER.MSG.NEXT.MESH.ladder", body, reply=inbox)
+        await self.publish("$JS.API.CONSUMER.MSG.NEXT.MESH.spare", body, reply=inbox)
         await eventually(lambda: bool(came), within_s=3.0)
         return came[0]
 
@@ -302,7 +302,7 @@ async def _(stage: Stage) -> None:
         (
             ("mesh.step.desk.own.~~again", FORGED),
             ("$JS.API.STREAM.INFO.MESH", b""),
-            ("$JS.API.CONSUMER.MSG.NEXT.MESH.ladder", body),
+            ("$JS.API.CONSUMER.MSG.NEXT.MESH.spare", body),
             (mine.reply, b"+NXT"),
             (mine.reply, b"+ACK"),
         )
@@ -528,7 +528,7 @@ async def _(stage: Stage) -> None:
     "its own capability's timers go, nobody else's; what is parked is looked at again within `MESH_WAKE_AGAIN_S` or when it is woken",
 )
 async def _(stage: Stage) -> None:
-    answer = await stage.raw.request("mesh.timer.ladder.own.x", b"", headers={"Nats-Rollup": "all"})
+    answer = await stage.raw.request("mesh.timer.spare.own.x", b"", headers={"Nats-Rollup": "all"})
     assert answer is not None
     assert "error" not in json.loads(answer.data)
 
@@ -596,7 +596,10 @@ async def answered(stage: Stage, task: Identity) -> dict[str, Any]:
 
     async def read() -> dict[str, Any] | None:
         found = await stage.raw.request(f"{GET}.{SUBJECTS.result(task)}")
-        return json.loads(found.data) if found is not None and found.data else None
+        if found is None or not found.data:
+            return None
+        is_json = found.data[:1] == b"{"
+        return (msgspec.json if is_json else msgspec.msgpack).decode(found.data, type=dict[str, Any])
 
     return await eventually(read, within_s=10.0)
 

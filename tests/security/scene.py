@@ -35,14 +35,14 @@ ACCESS: dict[str, Any] = {
     "meshes": {
         "mesh": {
             "peers": {
-                "desk": {"agents": [f"{HERE}:desk"]},
+                "desk": {"agents": [f"{HERE}:desk"], "handles": ["spare"]},
                 "prices": {"agents": [f"{HERE}:prices"]},
                 "vault": {"agents": [f"{HERE}:vault"]},
                 "people": {"agents": ["mesh.human"]},
                 "attic": {"handles": ["attic"]},
             },
             "clients": {
-                "shop": {"calls": ["desk"], "signals": {"desk": ["paid"]}},
+                "shop": {"calls": ["desk", "ladder", "verified"], "signals": {"desk": ["paid"]}},
                 "keeper": {"calls": ["vault", "attic"]},
                 "clerk": {"signals": {"human": ["answer"]}},
             },
@@ -152,7 +152,7 @@ async def order(asked: Order, ctx: Context) -> str:
                     break
             return "broken"
         case "step":
-            await ctx.compensate("undo", _nothing)
+            await ctx.compensate(_nothing)
             return str(await ctx.step("charge", _nothing))
         case "large":
             return "x" * 200_000 + await ctx.call(price, "y" * 100_000)
@@ -331,7 +331,7 @@ async def behind_permissions(folder: Path, access: dict[str, Any] = ACCESS) -> A
         async with Bus.connect(settings, "ops") as bus:
             specs = list(topology.of_mesh(settings))
             for agent in (desk, prices, vault, people):
-                for name in (*agent.capabilities, "attic"):
+                for name in (*agent.capabilities, "attic", "spare"):
                     specs += topology.of_capability(settings, name, queue_max=settings.queue_max)
             await topology.ensure(bus, specs)
         yield behind
