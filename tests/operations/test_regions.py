@@ -18,7 +18,7 @@ from mesh.testing.servers import ConfiguredServer, configured_server
 from tests.operations.access import generated
 from tests.operations.pages import block, with_changes
 
-ACCESS = block("access.yaml")
+ACCESS = block("access.yaml with a leaf node")
 LARGE = "x" * 300_000
 """Kept as an object, beside the stream."""
 
