@@ -1,4 +1,4 @@
-"""A nats-server on a configuration as an operator writes it, and what an operator does to it: reload, lame duck, kill."""
+"""A nats-server on an operator's own configuration, and what operators do to it: reload, lame duck, kill."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ class ConfiguredServer:
         return (self.folder / "nats.log").read_text(errors="replace")
 
     def reload(self, config: str) -> None:
-        """Give the running server another configuration, as `nats-server --signal reload` does; returns once it took it.
+        """Give the running server another configuration, as `nats-server --signal reload` does; returns when taken.
 
         Raises:
             SetupError: it refused; it goes on with the old one.
@@ -49,7 +49,7 @@ class ConfiguredServer:
         raise SetupError(f"the configuration was not taken: {self.log[was:].strip()[-300:]}")
 
     def lame_duck(self) -> None:
-        """Have it move its leaders and clients elsewhere and end, as `nats-server --signal ldm` does; returns at its end."""
+        """Have it send its clients elsewhere and end, as `nats-server --signal ldm` does; returns at its end."""
         self.process.send_signal(signal.SIGUSR2)
         self.process.wait()
 
@@ -73,9 +73,7 @@ class ConfiguredServer:
         self.process = _spawn(self.folder, self.port, self.variables)
 
 
-def start(
-    folder: Path, config: str, *, port: int, variables: Mapping[str, str] | None = None
-) -> ConfiguredServer:
+def start(folder: Path, config: str, *, port: int, variables: Mapping[str, str] | None = None) -> ConfiguredServer:
     """A server on that configuration, started in the folder and listening; `variables` are added to its environment.
 
     Raises:

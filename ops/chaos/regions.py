@@ -2,9 +2,9 @@
 
     python -m ops.chaos.regions [--one-way-ms 0,15] [--tasks 1000]
 
-A hub with JetStream (`sync_interval: always`), a leaf node without, and a link that lets every byte come late by so many
-milliseconds each way. Peers and clients stand on either side, in all four combinations. Told are the time of one task after
-another, and the rate with 50 in flight.
+A hub with JetStream (`sync_interval: always`), a leaf node without, and a link that lets every byte come late by so
+many milliseconds each way. Peers and clients stand on either side, in all four combinations. Told are the time of one
+task after another, and the rate with 50 in flight.
 """
 
 import argparse
@@ -80,8 +80,10 @@ async def run(one_way_s: float, tasks: int) -> None:
                 configured_server(far, _LEAF.format(port=far_port, hub_port=link.port), port=far_port) as leaf,
             ):
                 await eventually(lambda: "Leafnode connection created" in leaf.log)
-                at = {side: Settings(nats_url=f"nats://127.0.0.1:{one}", prefix=PREFIX, connect_within_s=30)
-                      for side, one in (("hub", port), ("leaf", far_port))}
+                at = {
+                    side: Settings(nats_url=f"nats://127.0.0.1:{one}", prefix=PREFIX, connect_within_s=30)
+                    for side, one in (("hub", port), ("leaf", far_port))
+                }
                 async with (
                     hosting(sides["hub"], settings=at["hub"]),
                     hosting(sides["leaf"], settings=at["leaf"]),

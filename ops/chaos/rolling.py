@@ -4,10 +4,10 @@
 
 Three nodes on loopback, `sync_interval: always`, peers as processes, one client that asks one task after another and
 one that keeps 50 in flight. `lame-duck` sends each node in turn what `nats-server --signal ldm` does, waits for its end
-and starts it again, as a StatefulSet's update would; `stop` does so with SIGTERM. The next node goes when every replica is
-current. `replicas` begins with one copy of everything, and has the streams changed to three. Told are, for each node, the
-longest time in which no submission was confirmed and in which no result came, and what a task took at most; over all: *lost*
-and *repeated* tasks.
+and starts it again, as a StatefulSet's update would; `stop` does so with SIGTERM. The next node goes when every replica
+is current. `replicas` begins with one copy of everything, and has the streams changed to three. Told are, for each
+node, the longest time in which no submission was confirmed and in which no result came, and what a task took at most;
+over all: *lost* and *repeated* tasks.
 """
 
 import argparse
@@ -69,7 +69,9 @@ async def grow(cluster: Cluster, watching: Mesh, seen: list[Seen]) -> list[dict[
     await asyncio.sleep(STEADY_S)  # what is measured is the time
     struck = time.monotonic()
     wanted = _settings(cluster.url, len(cluster.nodes))
-    await topology.ensure(watching.bus, (*topology.streams(wanted), *topology.of_capability(wanted, "echo")), migrate=True)
+    await topology.ensure(
+        watching.bus, (*topology.streams(wanted), *topology.of_capability(wanted, "echo")), migrate=True
+    )
     asked = time.monotonic()
 
     async def has_copies() -> bool:
@@ -79,7 +81,7 @@ async def grow(cluster: Cluster, watching: Mesh, seen: list[Seen]) -> list[dict[
     await eventually(has_copies, within_s=LEVEL_WITHIN_S, every_s=0.2)
     until = time.monotonic()
     await asyncio.sleep(STEADY_S)  # what is measured is the time
-    told = {
+    told: dict[str, object] = {
         "asked_s": round(asked - struck, 1),
         "level_s": round(until - asked, 1),
         **stalls(seen, struck, time.monotonic()),

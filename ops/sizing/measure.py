@@ -3,11 +3,12 @@
     python -m ops.sizing.measure [--only kinds,capabilities,peers] [--kind result] [--count 20000] [--nodes 1]
                                  [--sync always] [--json]
 
-Each kind of thing has a server of its own (or a cluster of `--nodes`), with `sync_interval: always` unless `--sync` says
-otherwise, which changes how long it takes and not what is kept. Counted are, for each thing: what the streams say they hold, the files on disk, and the server's resident memory above that with empty streams,
-just after writing and after a restart; with more nodes, of the node that has most. Capabilities: what their streams and
-consumers take to make and to hold, and how long the server starts. Peers: resident memory and share of a processor of one
-that answers at a rate. Beside it stands what `mesh doctor --rate` predicts for results.
+Each kind of thing has a server of its own (or a cluster of `--nodes`), with `sync_interval: always` unless `--sync`
+says otherwise, which changes how long it takes and not what is kept. Counted are, for each thing: what the streams say
+they hold, the files on disk, and the server's resident memory above that with empty streams, some seconds after writing
+and after a restart; with more nodes, of the node that has most. Capabilities: what their streams and consumers take to
+make and to hold, and how long the server starts. Peers: resident memory and share of a processor of one that answers at
+a rate. Beside it stands what `mesh doctor --rate` predicts for results.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,7 +61,8 @@ async def wait(number: int, ctx: Context) -> None:
     await ctx.signal("never")
 
 
-Write = Callable[[Mesh, int], Awaitable[None]]
+Write = Callable[[Mesh, int, str], Awaitable[None]]
+"""Writes so many things, under keys that begin with the word."""
 
 
 async def at_once(count: int, one: Callable[[int], Awaitable[object]]) -> None:
@@ -74,22 +77,22 @@ async def at_once(count: int, one: Callable[[int], Awaitable[object]]) -> None:
             fibers.create_task(keep_on())
 
 
-async def queued(mesh: Mesh, count: int) -> None:
+async def queued(mesh: Mesh, count: int, word: str) -> None:
     text = "x" * VALUE_BYTES
-    await at_once(count, lambda number: mesh.submit("idle", text, key=f"task-{number:08d}", returns=str))
+    await at_once(count, lambda number: mesh.submit("idle", text, key=f"{word}-{number:08d}", returns=str))
 
 
-async def answered(mesh: Mesh, count: int) -> None:
+async def answered(mesh: Mesh, count: int, word: str) -> None:
     text = "x" * VALUE_BYTES
 
     async def one(number: int) -> None:
-        await (await mesh.submit(echo, text, key=f"task-{number:08d}")).result()
+        await (await mesh.submit(echo, text, key=f"{word}-{number:08d}")).result()
 
     await at_once(count, one)
 
 
-async def parked(mesh: Mesh, count: int) -> None:
-    await at_once(count, lambda number: mesh.submit(wait, number, key=f"task-{number:08d}"))
+async def parked(mesh: Mesh, count: int, word: str) -> None:
+    await at_once(count, lambda number: mesh.submit(wait, number, key=f"{word}-{number:08d}"))
 
     async def all_wait() -> bool:
         return await topology.count(mesh.bus, mesh.bus.subjects.parks_of("wait")) >= count
@@ -97,13 +100,15 @@ async def parked(mesh: Mesh, count: int) -> None:
     await eventually(all_wait, within_s=WITHIN_S, every_s=0.5)
 
 
-async def in_lines(mesh: Mesh, count: int) -> None:
-    await at_once(count, lambda number: mesh.submit("idle", number, key=f"k-{number}", order_key=f"line-{number}"))
+async def in_lines(mesh: Mesh, count: int, word: str) -> None:
+    await at_once(
+        count, lambda number: mesh.submit("idle", number, key=f"{word}-{number:08d}", order_key=f"{word}-{number}")
+    )
 
 
-async def large(mesh: Mesh, count: int) -> None:
+async def large(mesh: Mesh, count: int, word: str) -> None:
     text = "x" * LARGE_BYTES
-    await at_once(count, lambda number: mesh.submit("idle", text, key=f"task-{number:08d}", returns=str))
+    await at_once(count, lambda number: mesh.submit("idle", text, key=f"{word}-{number:08d}", returns=str))
 
 
 KINDS: dict[str, tuple[Write, float, dict[str, str]]] = {
@@ -172,7 +177,9 @@ def memory(cluster: Cluster) -> int:
 
 def disk(cluster: Cluster) -> int:
     """Bytes of files of the node that has most."""
-    sizes = [sum(file.stat().st_blocks * 512 for file in node.store.rglob("*") if file.is_file()) for node in cluster.nodes]
+    sizes = [
+        sum(file.stat().st_blocks * 512 for file in node.store.rglob("*") if file.is_file()) for node in cluster.nodes
+    ]
     return max(sizes)
 
 
@@ -198,14 +205,15 @@ def kind(name: str, count: int, nodes: int, sync: str) -> dict[str, Any]:
     with servers(nodes, sync) as cluster:
         settings = settings_of(cluster)
 
-        async def fill() -> tuple[int, int, int]:
+        async def fill() -> list[int]:
             async with meshed(settings, "idle", "echo", "wait") as mesh:
-                await write(mesh, max(1, number // 100))  # what the server needs once
+                await write(mesh, max(1, number // 100), "once")  # what the server needs once
                 await asyncio.sleep(CALM_S)
                 before = await stored(mesh), disk(cluster), memory(cluster)
-                await write(_Shifted(mesh), number)  # type: ignore[arg-type]  # a client all the same
+                await write(mesh, number, "task")
                 await asyncio.sleep(CACHED_S)
-                return tuple(after - was for after, was in zip((await stored(mesh), disk(cluster), memory(cluster)), before, strict=True))  # type: ignore[return-value]
+                later = await stored(mesh), disk(cluster), memory(cluster)
+                return [after - was for after, was in zip(later, before, strict=True)]
 
         with peer(settings, variables):
             held, files, resident = asyncio.run(fill())
@@ -213,23 +221,18 @@ def kind(name: str, count: int, nodes: int, sync: str) -> dict[str, Any]:
         seconds = max(restarted_s(node) for node in cluster.nodes)
         time.sleep(CACHED_S)
         after = memory(cluster) - empty
-    each = {"stored": held / number, "disk": files / number, "memory": resident / number, "memory_later": after / number}
-    return {"what": name, "count": number, **{key: round(value) for key, value in each.items()}, "restart_s": round(seconds, 2)}
-
-
-class _Shifted:
-    """A client whose keys are others than those of the same numbers before."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
-
-    @property
-    def bus(self) -> Any:
-        return self._mesh.bus
-
-    async def submit(self, capability: Any, payload: Any, *, key: str, order_key: str | None = None, **more: Any) -> Any:
-        line = {} if order_key is None else {"order_key": f"b-{order_key}"}
-        return await self._mesh.submit(capability, payload, key=f"b-{key}", **line, **more)
+    each = {
+        "stored": held / number,
+        "disk": files / number,
+        "memory": resident / number,
+        "memory_later": after / number,
+    }
+    return {
+        "what": name,
+        "count": number,
+        **{key: round(value) for key, value in each.items()},
+        "restart_s": round(seconds, 2),
+    }
 
 
 def _empty_memory(nodes: int) -> int:
@@ -325,12 +328,12 @@ def _processor_s(processes: list[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
-def predicted(results: int, nodes: int) -> dict[str, float]:
+def predicted(results: int, nodes: int) -> dict[str, Any]:
     """What `mesh doctor --rate` says of so many results."""
     load = Load(results, VALUE_BYTES + 2, 1, -1, 1, nodes)
     told = predict(load)
     each = {"stored": told.stream_bytes, "disk": told.disk_bytes, "memory": told.memory_bytes}
-    return {name: round(value / results) for name, value in each.items()}
+    return {"what": "predicted for a result", **{name: round(value / results) for name, value in each.items()}}
 
 
 def main() -> int:
@@ -351,14 +354,13 @@ def main() -> int:
     only = wanted.only.split(",")
     rows: list[Callable[[], dict[str, Any]]] = []
     if "kinds" in only:
-        rows += [
-            lambda name=name: kind(name, wanted.count, wanted.nodes, wanted.sync) for name in KINDS if wanted.kind in name
-        ]  # type: ignore[misc]
-        rows += [lambda: {"what": "predicted for a result", **predicted(wanted.count, wanted.nodes)}]
+        names = [name for name in KINDS if wanted.kind in name]
+        rows += [partial(kind, name, wanted.count, wanted.nodes, wanted.sync) for name in names]
+        rows.append(partial(predicted, wanted.count, wanted.nodes))
     if "capabilities" in only:
-        rows += [lambda count=count: capabilities(count, wanted.nodes) for count in CAPABILITIES]  # type: ignore[misc]
+        rows += [partial(capabilities, count, wanted.nodes) for count in CAPABILITIES]
     if "peers" in only:
-        rows += [lambda rate=rate: peers(rate, wanted.nodes) for rate in RATES]  # type: ignore[misc]
+        rows += [partial(peers, rate, wanted.nodes) for rate in RATES]
     for row in rows:
         told = row()
         line = json.dumps(told) if wanted.json else "  ".join(f"{key} {value}" for key, value in told.items())

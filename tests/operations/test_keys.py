@@ -5,7 +5,7 @@ import copy
 import http.client
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,9 @@ async def test_a_peer_whose_key_was_taken_away_takes_no_work_and_a_client_is_tol
             server.reload(configuration(port, generated(tmp_path, without("gone"))))
             await eventually(lambda: is_unready(page))
             waits = await mesh.submit("late", 2, returns=int)
-            async with running("agents", folder=tmp_path, settings=access.settings("gone", port, connect_within_s=1)) as asking:
+            async with running(
+                "agents", folder=tmp_path, settings=access.settings("gone", port, connect_within_s=1)
+            ) as asking:
                 _, told = await asking.communicate()
             (tmp_path / "late2.py").write_text(AGENT)
             async with running("run", "late2.py", folder=tmp_path, settings=access.settings("desk", port)):

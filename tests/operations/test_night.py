@@ -22,7 +22,9 @@ TOLD = {
     "mesh decisions checkout": (r"5  checkout 2\.1  card",),
     "mesh events --since 1h --id order-1": ("decided .* card", "parked +checkout/order-1"),
     'mesh pause charge --reason "the provider hangs"': ("charge is paused",),
-    'mesh cancel checkout/order-1 --reason "the provider hangs, the customer was told"': ("is cancelled; it was parked",),
+    'mesh cancel checkout/order-1 --reason "the provider hangs, the customer was told"': (
+        "is cancelled; it was parked",
+    ),
     "mesh status checkout/order-1": ("checkout/order-1 is cancelled by peer-",),
     "mesh resume charge": ("no longer paused",),
     "mesh result checkout/order-2": ('"charged 20"',),

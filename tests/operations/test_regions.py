@@ -184,6 +184,7 @@ jetstream {{ store_dir: store, domain: eu }}
 accounts {{ MESH_AGENTS {{ jetstream: enabled, users: [{{ user: a, password: a }}] }} }}
 leafnodes {{ remotes: [ {{ url: "nats://a:a@127.0.0.1:{hub_leaf_port}", account: MESH_AGENTS }} ] }}
 """
+
     def at(port: int) -> Settings:
         return Settings(nats_url=f"nats://a:a@127.0.0.1:{port}", prefix="mesh", stream_bytes_max=2**26)
 

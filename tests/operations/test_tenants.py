@@ -1,4 +1,4 @@
-"""Two meshes on one server, each in a pair of accounts of its own: nothing crosses, and a full one stops only itself."""
+"""Two meshes on one server, in accounts of their own: nothing crosses, and a full one stops only itself."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +24,7 @@ from tests.operations.pages import block
 ACCESS = block("access.yaml of two tenants")
 TENANTS = ("shop", "lab")
 SMALL = {"stream_bytes_max": 2**20, "objects_bytes_max": 2**20, "events_bytes_max": 2**20}
-"""What streams may hold is set aside from the account's limit; with this most of it is left for those without a limit."""
+"""What streams may hold counts against the account's limit as they are made."""
 
 
 @dataclass
@@ -88,7 +88,9 @@ async def test_no_task_beat_name_or_record_crosses_between_tenants(tmp_path: Pat
         hosting(answering("shop"), settings=shop.peer) as shop_peer,
         hosting(answering("lab"), settings=lab.peer) as lab_peer,
     ):
-        answers = [await (await one.submit("answer", "?", key="same", returns=str)).result() for one in (in_shop, in_lab)]
+        answers = [
+            await (await one.submit("answer", "?", key="same", returns=str)).result() for one in (in_shop, in_lab)
+        ]
         await control.pause(in_lab.bus, "answer", reason="only here")
         await eventually(lambda: lab_peer.host.controls.is_paused("answer"))
         beats = [len(await describe(one.bus, within_s=0.5)) for one in (in_shop, in_lab)]
@@ -106,6 +108,12 @@ async def test_no_task_beat_name_or_record_crosses_between_tenants(tmp_path: Pat
     assert shop_peer.live_peers() == lab_peer.live_peers() == 1
 
 
+async def fill(mesh: Mesh, size: int) -> None:
+    """Store messages of a size in a stream without a limit of its own."""
+    for number in range(200):
+        await mesh.bus.store(f"lab.line.answer.{size}-{number}", bytes(size))
+
+
 async def test_a_tenant_that_fills_its_quota_does_not_stop_the_other(tmp_path: Path) -> None:
     async with (
         tenants(tmp_path, lab={"max_file": "80MB"}) as (shop, lab),
@@ -117,14 +125,19 @@ async def test_a_tenant_that_fills_its_quota_does_not_stop_the_other(tmp_path: P
         await topology.ensure(in_lab.bus, topology.of_mesh(in_lab.bus.settings))
         for size in (900_000, 30_000, 1_000, 30):
             with pytest.raises(StreamFull):
-                for number in range(200):
-                    await in_lab.bus.store(f"lab.line.answer.{size}-{number}", bytes(size))
+                await fill(in_lab, size)
 
         with pytest.raises(Overloaded):
             await in_lab.submit("answer", "no room", returns=str)
         answer = await (await in_shop.submit("answer", "?", returns=str)).result()
 
     assert answer == "shop: ?"
+
+
+async def test_what_streams_may_hold_has_to_fit_into_a_tenants_quota(tmp_path: Path) -> None:
+    async with tenants(tmp_path, lab={"max_file": "80MB"}) as (_, lab), Mesh.connect(settings=lab.operator) as in_lab:
+        with pytest.raises(SetupError, match="insufficient storage"):
+            await topology.ensure(in_lab.bus, topology.of_mesh(lab.operator))
 
 
 async def test_a_tenant_makes_no_more_streams_than_it_may(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The files of docs/deploy.md's three commands, given to `mesh auth` and to the chart: what one makes the other finds."""
+"""The files of docs/deploy.md's three commands: what `mesh auth` makes of one, the chart asks for with the other."""
 
 from pathlib import Path
 from typing import Any
