@@ -1,13 +1,12 @@
 """A nats-server on an operator's own configuration, and what operators do to it: reload, lame duck, kill."""
 
-import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.errors import SetupError
@@ -23,7 +22,7 @@ class ConfiguredServer:
     folder: Path
     port: int
     process: subprocess.Popen[bytes]
-    variables: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] | None = None
 
     @property
     def log(self) -> str:
@@ -70,40 +69,39 @@ class ConfiguredServer:
 
     def restart(self) -> None:
         """Start it again on the configuration and the store it had."""
-        self.process = _spawn(self.folder, self.port, self.variables)
+        self.process = _spawn(self.folder, self.port, self.environment)
 
 
-def start(folder: Path, config: str, *, port: int, variables: Mapping[str, str] | None = None) -> ConfiguredServer:
-    """A server on that configuration, started in the folder and listening; `variables` are added to its environment.
+def start(folder: Path, config: str, *, port: int, environment: Mapping[str, str] | None = None) -> ConfiguredServer:
+    """A server on that configuration, started in the folder and listening; `environment` is in place of this process's.
 
     Raises:
         SetupError: it does not come up; the message has the end of its log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "nats.conf").write_text(config)
-    told = dict(variables or {})
-    return ConfiguredServer(folder, port, _spawn(folder, port, told), told)
+    return ConfiguredServer(folder, port, _spawn(folder, port, environment), environment)
 
 
 @contextmanager
 def configured_server(
-    folder: Path, config: str, *, port: int, variables: Mapping[str, str] | None = None
+    folder: Path, config: str, *, port: int, environment: Mapping[str, str] | None = None
 ) -> Iterator[ConfiguredServer]:
     """As `start`, ended when left."""
-    server = start(folder, config, port=port, variables=variables)
+    server = start(folder, config, port=port, environment=environment)
     try:
         yield server
     finally:
         server.stop()
 
 
-def _spawn(folder: Path, port: int, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _spawn(folder: Path, port: int, environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
     with (folder / "nats.log").open("ab") as log:
         # A session of its own: Ctrl-C reaches the peers first, and they drain over a live connection.
         process = subprocess.Popen(
             [binary(), "-c", "nats.conf"],
             cwd=folder,
-            env={**os.environ, **variables},
+            env=environment,
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -1,6 +1,7 @@
 """A leaf node in another region, with the configuration of docs/deploy.md: the mesh works through it unchanged."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ async def regions(folder: Path) -> AsyncIterator[Regions]:
                 folder / "leaf",
                 leaf_config,
                 port=leaf_port,
-                variables={"LEAF_EU_SEED": access.seed("leaf-eu").read_text()},
+                environment={**os.environ, "LEAF_EU_SEED": access.seed("leaf-eu").read_text()},
             ) as leaf,
         ):
             await eventually(lambda: "Leafnode connection created" in leaf.log)
