@@ -13,7 +13,7 @@ def test_as_many_results_are_kept_as_come_in_their_time_to_live() -> None:
     prediction = predict(A_DAY)
 
     assert prediction.kept_results == 864_000
-    assert prediction.memory_bytes == 864_000 * 340
+    assert prediction.memory_bytes == 864_000 * 700
     assert prediction.stream_bytes == 864_000 * (198 + 154)
     assert prediction.disk_bytes == pytest.approx(864_000 * ((198 + 154) * 1.8 + 66))
     assert prediction.restart_s == pytest.approx(0.864 * 1.7)
