@@ -14,7 +14,6 @@ NATS permissions can be written per capability and one wildcard covers every sta
     <prefix>.beat.<peer>                       presence and load, not stored
     <prefix>.ctl.<target>.<verb>               questions and orders to live peers, not stored
     <prefix>.control.<key>                     the server's echo of a control record
-    <prefix>.backup.<token>                    parts of a stream's snapshot, for who asked for it, not stored
 
 Timers live in a stream of their own for each capability:
 
@@ -381,10 +380,6 @@ class Subjects:
     def ctl(self, target: str, verb: str) -> str:
         """A question or order: `target` is a peer's id, a capability, or `all`."""
         return f"{self._head}ctl.{target}.{verb}"
-
-    def backup(self, token: str) -> str:
-        """Where the server is to send the snapshot of a stream; the token is the asker's own."""
-        return f"{self._head}backup.{token}"
 
     def under(self, *tokens: str) -> str:
         """Every subject that begins with these tokens, as permissions name them."""

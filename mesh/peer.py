@@ -33,7 +33,7 @@ from mesh.bus import control, topology
 from mesh.bus.connection import Bus, Headers, server_addresses
 from mesh.bus.leader import consumer_elections
 from mesh.capability import AgentInfo, Capability, agent_card
-from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SetupError
+from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SetupError, TopologyMissing
 from mesh.fibers import serving
 from mesh.questions import AnswersToInboxes
 from mesh.runtime.breakers import Breakers
@@ -65,6 +65,8 @@ BEATS_MISSED = 3
 ALIVE_SLACK_S = 60.0
 SPARE_ROWS = 256
 RECOVER_AGAIN_S = 0.5
+MISSING_AGAIN_S = 5.0
+"""How long after an operator made what was missing a peer goes on, at most."""
 
 Hosted = tuple[AgentInfo, Sequence[Capability[Any, Any, Any]]]
 
@@ -333,6 +335,8 @@ class Peer:
                 log.warning("kept as the server has it: %s", difference)
             for told in ensured.refused:
                 log.warning("%s; this peer goes on without it", told)
+            # Another replica with another setting made the consumers, perhaps.
+            self.host.heartbeat.beat_for(topology.ack_wait_s(self.settings, ensured.tolerated))
             await self._learn()
             await stack.enter_async_context(self.host.heartbeat.running())
             pages = Pages(self.metrics.registry, self.is_healthy, self.is_ready)
@@ -405,6 +409,9 @@ class Peer:
                 return await topology.ensure(self.bus, self._topology())
             except (BusUnavailable, PublishUnconfirmed) as error:
                 await self._until_it_answers(error)
+            except TopologyMissing as error:
+                log.error("%s waits: %s", self.id, error)
+                await asyncio.sleep(MISSING_AGAIN_S)
 
     async def _learn(self) -> None:
         """Know what may be trusted, what runs elsewhere, and the control records as they stand."""

@@ -149,7 +149,7 @@ def _of_consumer(found: Difference) -> tuple[Way, str]:
                     f"start all peers again first: one that beats for {told('ack_wait', found.actual)} would lose its"
                     " running tasks to others, and each would run twice"
                 )
-            return Way.LIVE, "peers learn of it when they start or reconnect; until then they beat by what they know"
+            return Way.LIVE, "peers learn of it when they start; until then they beat by what they know"
         case "metadata":
             return Way.LIVE, "clients go by the new bound within seconds; what waits already stays"
         case "filter_subjects":

@@ -103,16 +103,16 @@ async def carry_out(bus: Bus, specs: Sequence[Spec], *, with_care: bool = False)
     done: list[Done] = []
     made: list[Change] = []
     if (shared := await shared_timers.found(bus)) is not None:
-        await _patiently(partial(shared_timers.give_up_subjects, bus, shared))
+        await patiently(partial(shared_timers.give_up_subjects, bus, shared))
     # Consumers need their streams.
     for spec in sorted(specs, key=lambda spec: spec.kind == "consumer"):
-        account = await _patiently(partial(topology.inspect, bus, spec))
+        account = await patiently(partial(topology.inspect, bus, spec))
         now = allowed(changes(spec, account), with_care=with_care)
         if not now:
             continue
         try:
             if account is None:
-                if await _patiently(partial(topology.create, bus, spec)):
+                if await patiently(partial(topology.create, bus, spec)):
                     done.append(Done(f"made {spec.kind} {spec}"))
                 else:
                     done.append(Done(f"{spec.kind} {spec} was made by somebody else meanwhile"))
@@ -120,17 +120,17 @@ async def carry_out(bus: Bus, specs: Sequence[Spec], *, with_care: bool = False)
             else:
                 fields = {change.field for change in now}
                 config = {field: value for field, value in spec.config.items() if field in fields}
-                await _patiently(partial(topology.update, bus, replace(spec, config=config), account["config"]))
+                await patiently(partial(topology.update, bus, replace(spec, config=config), account["config"]))
                 done += [Done(f"changed {change}") for change in now]
                 made += now
         except (SetupError, TopologyDrift) as error:
             if not (account is None and spec.is_optional):
                 done.append(Done(f"{spec.kind} {spec}", is_done=False, reason=str(error)))
     if shared is not None:
-        moved = await _patiently(partial(shared_timers.move, bus, shared))
+        moved = await patiently(partial(shared_timers.move, bus, shared))
         done.append(Done(f"moved {moved:,} timers and schedules from {shared}, and deleted it"))
     for change in made:
-        account = await _patiently(partial(topology.inspect, bus, change.spec))
+        account = await patiently(partial(topology.inspect, bus, change.spec))
         left = {other.field: other for other in changes(change.spec, account)}
         if (other := left.get(change.field)) is not None:
             reason = f"somebody else changed it meanwhile: {other}"
@@ -216,8 +216,12 @@ def _capability(consumer: str) -> str:
     return name if is_capability(name) and (not lane or lane in LANES) else ""
 
 
-async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
-    """What a request comes to that is safe to repeat."""
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """What a request comes to that is safe to repeat.
+
+    Raises:
+        BusUnavailable, PublishUnconfirmed: nobody answered, several times.
+    """
     for _ in range(TRIES - 1):
         try:
             return await ask()

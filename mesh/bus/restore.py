@@ -18,6 +18,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from mesh.bus import backup, control, topology
 from mesh.bus.backup import Manifest, StreamPart
 from mesh.bus.connection import Bus
 from mesh.bus.parks import publish_wake
+from mesh.bus.plan import patiently
 from mesh.bus.records import read_many
 from mesh.bus.replies import STREAM_NOT_FOUND, ApiError
 from mesh.errors import SetupError
@@ -88,6 +90,7 @@ async def restore(
             f"the mesh has streams: {', '.join(there)}; a restore takes their place with --replace, and what they hold"
             " is gone then"
         )
+    await backup.check_can_put_back(bus)
     for name in there:
         told(f"deleting {name}")
         await _delete(bus, name)
@@ -98,6 +101,7 @@ async def restore(
     for part in sorted(manifest.streams, key=lambda part: _ORDER.get(_what(bus, part), 1)):
         told(f"restoring {part.name}")
         account = await backup.put_back(bus, part, folder, replicas=replicas)
+        await _until_led(bus, part.name)
         messages += int(account["state"]["messages"])
         late += await backup.put_late(bus, part, folder)
         if part.name == subjects.control_stream:
@@ -130,6 +134,17 @@ _ORDER: Final = {"control": 0, "tasks": 2}
 
 def _what(bus: Bus, part: StreamPart) -> str:
     return {bus.subjects.control_stream: "control", bus.subjects.stream: "tasks"}.get(part.name, "")
+
+
+async def _until_led(bus: Bus, stream: str) -> None:
+    """Wait until a stream that was just made and its consumers answer: on a cluster each elects a leader.
+
+    Raises:
+        BusUnavailable, PublishUnconfirmed: one does not, for long.
+    """
+    await patiently(partial(bus.api, f"STREAM.INFO.{stream}"))
+    for name in await consumers_of(bus, stream):
+        await patiently(partial(bus.api, f"CONSUMER.INFO.{stream}.{name}"))
 
 
 async def _delete(bus: Bus, stream: str) -> None:
@@ -168,14 +183,19 @@ async def _drop_stale(bus: Bus) -> dict[str, int]:
 
 
 async def _hand_out_again(bus: Bus, part: StreamPart) -> None:
-    offset = 0
+    for name in await consumers_of(bus, part.name):
+        again = partial(bus.api, f"CONSUMER.RESET.{part.name}.{name}", {"seq": max(1, int(part.state["first_seq"]))})
+        await patiently(again)
+
+
+async def consumers_of(bus: Bus, stream: str) -> list[str]:
+    """Names of a stream's consumers."""
+    found: list[str] = []
     while True:
-        page = await bus.api(f"CONSUMER.NAMES.{part.name}", {"offset": offset})
-        for name in page.get("consumers") or ():
-            await bus.api(f"CONSUMER.RESET.{part.name}.{name}", {"seq": max(1, int(part.state["first_seq"]))})
-            offset += 1
-        if offset >= page["total"] or not page.get("consumers"):
-            return
+        page = await patiently(partial(bus.api, f"CONSUMER.NAMES.{stream}", {"offset": len(found)}))
+        found += page.get("consumers") or ()
+        if len(found) >= page["total"] or not page.get("consumers"):
+            return found
 
 
 async def _queued(bus: Bus) -> list[Unsettled]:

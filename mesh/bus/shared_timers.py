@@ -4,8 +4,8 @@ Its subjects are now those of a stream for each capability, and JetStream lets n
 gives its subjects up first, keeping its messages; what it holds is copied once the new streams are there; and it is
 deleted last. A run that ends midway is taken up by the next one, and each copy is made once.
 
-A timer may fire in both: a wake too many says nothing. Peers of the older version go on with the new streams, whose
-subjects are the same for timers, and leave what fires to peers of the newer one.
+A timer may fire in both: a wake too many says nothing. Peers of the older version miss their stream from then on; what
+they hold is handed on when they are stopped.
 """
 
 from contextlib import suppress
@@ -23,8 +23,8 @@ from mesh.bus.topology import Spec
 from mesh.errors import SequenceConflict, SetupError
 
 MEANS: Final = (
-    "each capability has a stream of its own for timers now. Peers of the older version set their timers there from now"
-    " on, but what fires waits for a peer of this version: start these right after"
+    "each capability has a stream of its own for timers now. Stop the peers of the older version first, they do not go"
+    " on after it; those of this version wait for it"
 )
 _KEPT: Final = (names.SCHEDULE, names.SCHEDULE_TARGET, names.SCHEDULE_TIME_ZONE, names.TTL)
 

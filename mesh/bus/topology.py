@@ -7,7 +7,7 @@ operator may have set it. `migrate` makes the server follow, where JetStream all
 
 import asyncio
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,8 +15,15 @@ from contracts.subjects import LANES, consumer_name
 from mesh.bus.connection import REPLY_WITHIN_S, Bus
 from mesh.bus.queues import BOUND
 from mesh.bus.records import RETRY_S
-from mesh.bus.replies import CONSUMER_EXISTS, CONSUMER_NOT_FOUND, STREAM_NAME_IN_USE, STREAM_NOT_FOUND, ApiError
-from mesh.errors import BusUnavailable, PermissionDenied, SetupError, TopologyDrift
+from mesh.bus.replies import (
+    CONSUMER_EXISTS,
+    CONSUMER_NOT_FOUND,
+    STREAM_NAME_IN_USE,
+    STREAM_NOT_FOUND,
+    SUBJECTS_OVERLAP,
+    ApiError,
+)
+from mesh.errors import BusUnavailable, PermissionDenied, SetupError, TopologyDrift, TopologyMissing
 from mesh.scheduling.lanes import ORDER
 from mesh.settings import Settings
 
@@ -297,6 +304,12 @@ def differences(spec: Spec, actual: Mapping[str, Any]) -> list[Difference]:
     return sorted(found, key=lambda difference: not difference.is_essential)
 
 
+def ack_wait_s(settings: Settings, tolerated: Iterable[Difference]) -> float:
+    """How soon the server hands a silent peer's tasks to others, where it is sooner than the settings say."""
+    shorter = (found.actual / NANOS for found in tolerated if found.field == "ack_wait" and found.actual)
+    return float(min((settings.ack_wait_s, *shorter)))
+
+
 async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> Ensured:
     """Create what is missing, compare what exists. Safe to repeat and to race.
 
@@ -434,6 +447,7 @@ async def create(bus: Bus, spec: Spec) -> bool:
     """Make a stream or consumer. False: it is there already, whatever it is like.
 
     Raises:
+        TopologyMissing: only an operator can make it.
         SetupError: the server refuses it.
         TopologyDrift: the consumer's stream does not exist.
     """
@@ -446,14 +460,19 @@ async def create(bus: Bus, spec: Spec) -> bool:
     try:
         await bus.api(_endpoint("CREATE", spec), body)
     except PermissionDenied as error:
-        raise SetupError(
-            f"{spec.kind} {spec} is missing, and this user may not make it: `mesh topology apply` does, as an operator"
+        raise TopologyMissing(
+            f"{spec.kind} {spec} is missing, and this user may not make it: run `mesh topology apply` as an operator"
         ) from error
     except ApiError as error:
         if error.code in (STREAM_NAME_IN_USE, CONSUMER_EXISTS):
             return False
         if error.code == STREAM_NOT_FOUND:
             raise TopologyDrift(f"stream {spec.stream} does not exist") from error
+        if error.code == SUBJECTS_OVERLAP:
+            raise TopologyMissing(
+                f"{spec.kind} {spec} is missing, and another stream has its subjects, of an older version perhaps: run"
+                f" `mesh topology apply` as an operator ({error})"
+            ) from error
         raise SetupError(f"the server refuses to make {spec.kind} {spec}: {error}") from error
     return True
 

@@ -189,7 +189,8 @@ def topology(facts: Facts) -> Iterator[Finding]:
             "topology",
             Level.WARNING,
             f"the streams of the mesh {facts.prefix!r} do not exist",
-            "start a peer, which makes them; if there should be some, MESH_PREFIX names another mesh",
+            "start a peer or run `mesh topology apply`, which make them; if there should be some, MESH_PREFIX names"
+            " another mesh",
         )
         return
     for drift in facts.drift:

@@ -223,8 +223,8 @@ async def keep_parked(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> 
     if not attempt.is_wake:
         if (kept := attempt.kept) is not None and keep_until > attempt.delivery.stored_at + host.settings.payload_ttl_s:
             await keep_for(host.bus, payload_place(attempt.identity, kept), kept, ttl_s=keep_until - now)
-        envelope = msgspec.structs.replace(attempt.task, keep_until=keep_until)
-        await park(host.bus, attempt.identity, attempt.delivery, envelope, ttl_s=max(1.0, keep_until - now))
+        ttl_s = max(1.0, keep_until - now)
+        await park(host.bus, attempt.identity, attempt.delivery, keep_until=keep_until, ttl_s=ttl_s)
     limits = (attempt.task.deadline, keep_until)
     due = next_due(waits, now=now, again_s=host.settings.wake_again_s, limits=limits)
     await set_timer(host.bus, attempt.identity, due)
