@@ -5,7 +5,7 @@
 Three nodes on loopback, `sync_interval: always`, peers as processes, one client that asks one task after another and
 one that keeps 50 in flight. `lame-duck` sends each node in turn what `nats-server --signal ldm` does, waits for its end
 and starts it again, as a StatefulSet's update would; `stop` does so with SIGTERM. The next node goes when every replica
-is current. `replicas` begins with one copy of everything, and has the streams changed to three. Told are, for each
+is current. `replicas` begins with one copy of everything, and has `mesh topology apply` make three. Told are, for each
 node, the longest time in which no submission was confirmed and in which no result came, and what a task took at most;
 over all: *lost* and *repeated* tasks.
 """
@@ -68,10 +68,19 @@ async def grow(cluster: Cluster, watching: Mesh, seen: list[Seen]) -> list[dict[
     """One copy of everything becomes three."""
     await asyncio.sleep(STEADY_S)  # what is measured is the time
     struck = time.monotonic()
-    wanted = _settings(cluster.url, len(cluster.nodes))
-    await topology.ensure(
-        watching.bus, (*topology.streams(wanted), *topology.of_capability(wanted, "echo")), migrate=True
+    applied = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mesh", "topology", "apply", "--capability", "echo"),
+        env={
+            **os.environ,
+            "MESH_NATS_URL": cluster.url,
+            "MESH_PREFIX": PREFIX,
+            "MESH_REPLICAS": str(len(cluster.nodes)),
+            "MESH_STREAM_BYTES_MAX": str(_settings(cluster.url, 1).stream_bytes_max),
+        },
+        stdout=sys.stderr,
     )
+    if await applied.wait():
+        raise SystemExit("`mesh topology apply` did not change the replicas")
     asked = time.monotonic()
 
     async def has_copies() -> bool:
