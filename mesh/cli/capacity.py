@@ -6,7 +6,12 @@ Measured on 4 cores with nats-server 2.15.1, file storage, one replica, the mesh
 - The stream's own count of bytes, which its limit is compared with, was 154 bytes a result above the record:
   headers, subject and framing. On disk, after a clean stop, another 66 bytes a result went into its indexes.
 - The record around the value was 198 bytes.
-- The server's resident memory was 370 to 510 bytes a result just after writing, 240 to 330 after a restart.
+- Where results come from tasks, what the tasks leave behind lies between them until the server rewrites the file or the
+  results expire: with payloads as large as values 0.5 to 0.8 of the results' own bytes, at 20,000 to 150,000 results
+  (`python -m ops.sizing.measure`).
+- The server's resident memory was 370 to 510 bytes a result just after writing, 240 to 330 after a restart, where
+  nothing but results was written. Where they came from tasks it was 980 to 1,400 soon after, and 720 to 890 after a
+  restart, at 40,000 to 150,000 results: 660 for each more.
 - A restart took 1.3 to 2.1 s for each million, after a clean stop and after SIGKILL alike, with the files still
   in the page cache; from a cold disk it takes as long as reading them on top.
 """
@@ -14,10 +19,11 @@ Measured on 4 cores with nats-server 2.15.1, file storage, one replica, the mesh
 from dataclasses import dataclass
 from typing import Final
 
-MEMORY_BYTES_PER_RESULT: Final = 340
+MEMORY_BYTES_PER_RESULT: Final = 700
 RECORD_BYTES: Final = 198
 FRAME_BYTES_PER_RESULT: Final = 154
 INDEX_BYTES_PER_RESULT: Final = 66
+LEFT_BEHIND_SHARE: Final = 0.8
 RESTART_S_PER_MILLION: Final = 1.7
 COLD_READ_BYTES_PER_S: Final = 200e6
 """A modest disk, for the part of a restart that reads the store. Assumed, not measured."""
@@ -53,7 +59,7 @@ def predict(load: Load) -> Prediction:
     kept = load.tasks_per_s * load.result_ttl_s
     bytes_each = RECORD_BYTES + load.value_bytes + FRAME_BYTES_PER_RESULT
     stream_bytes = kept * bytes_each
-    disk_bytes = stream_bytes + kept * INDEX_BYTES_PER_RESULT
+    disk_bytes = stream_bytes * (1 + LEFT_BEHIND_SHARE) + kept * INDEX_BYTES_PER_RESULT
     restart_s = kept / 1e6 * RESTART_S_PER_MILLION
     room = load.stream_bytes_max * load.full_at
     fills = load.stream_bytes_max > 0 and stream_bytes > room

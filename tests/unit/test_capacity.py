@@ -13,9 +13,9 @@ def test_as_many_results_are_kept_as_come_in_their_time_to_live() -> None:
     prediction = predict(A_DAY)
 
     assert prediction.kept_results == 864_000
-    assert prediction.memory_bytes == 864_000 * 340
+    assert prediction.memory_bytes == 864_000 * 700
     assert prediction.stream_bytes == 864_000 * (198 + 154)
-    assert prediction.disk_bytes == 864_000 * (198 + 154 + 66)
+    assert prediction.disk_bytes == pytest.approx(864_000 * ((198 + 154) * 1.8 + 66))
     assert prediction.restart_s == pytest.approx(0.864 * 1.7)
     assert prediction.full_after_s is None
 
@@ -28,10 +28,10 @@ def test_everything_grows_with_the_rate() -> None:
     assert ten.disk_bytes == pytest.approx(10 * one.disk_bytes)
 
 
-def test_a_value_costs_its_bytes_on_disk_and_none_in_memory() -> None:
+def test_a_value_costs_its_bytes_and_those_of_its_task_on_disk_and_none_in_memory() -> None:
     bare, laden = predict(A_DAY), predict(replace(A_DAY, value_bytes=1_000))
 
-    assert laden.disk_bytes - bare.disk_bytes == pytest.approx(864_000 * 1_000)
+    assert laden.disk_bytes - bare.disk_bytes == pytest.approx(864_000 * 1_000 * 1.8)
     assert laden.memory_bytes == bare.memory_bytes
 
 
