@@ -70,6 +70,7 @@ class Bus:
         self._on_reconnect: list[Callable[[], None]] = []
         self._last_error = ""
         self._denied: set[str] = set()
+        self._is_refused = False
         self._is_leaving = False
         self._closed = asyncio.Event()
 
@@ -316,6 +317,7 @@ class Bus:
 
     async def _on_reconnected(self) -> None:
         self.reconnects += 1
+        self._is_refused = False
         self._connected.set()
         log.info("%s: reconnected", self.name)
         for callback in list(self._on_reconnect):
@@ -332,11 +334,13 @@ class Bus:
 
     async def _on_error(self, error: Exception) -> None:
         self._last_error = str(error) or type(error).__name__
-        denied = _DENIED.search(self._last_error)
-        if denied is None:
+        if (denied := _DENIED.search(self._last_error)) is not None:
+            self._deny(denied["verb"], denied["subject"])
+        elif _REFUSED in self._last_error.lower() and not self._is_refused:
+            self._is_refused = True
+            log.warning("%s: the server does not let this user in (%s); trying on", self.name, self._last_error)
+        else:
             log.debug("%s: %s", self.name, self._last_error)
-            return
-        self._deny(denied["verb"], denied["subject"])
 
     def _deny(self, verb: str, subject: str) -> None:
         # nats-py has made lower case of the server's words.
@@ -350,6 +354,7 @@ class Bus:
 
 
 _STATUS = headers.STATUS
+_REFUSED = "authorization violation"
 _DENIED = re.compile(r'permissions violation for (?P<verb>publish|subscription) to "(?P<subject>[^"]*)"')
 
 _FILES = ("nats_creds", "nats_nkey_seed", "nats_tls_ca", "nats_tls_cert", "nats_tls_key")

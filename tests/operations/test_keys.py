@@ -137,6 +137,7 @@ async def test_a_peer_whose_key_was_taken_away_takes_no_work_and_a_client_is_tol
                 answer = await waits.result()
 
             assert peer.returncode is None
+            assert (tmp_path / "mesh.log").read_text().count("the server does not let this user in") == 1
 
     assert answer == 2
     assert asking.returncode == 3
