@@ -1,7 +1,7 @@
 """What a hostile peer and a hostile client try, each with valid credentials, and what comes of it.
 
-The peer handles `desk` and calls `price` and others; the client submits to `desk`. Neither has to do with `vault`, whose
-peer is at work, nor with `attic`, whose tasks wait. Each attempt says by what it is closed, or that it remains.
+The peer handles `desk` and calls `price` and others; the client submits to `desk`. Neither has to do with `vault`,
+whose peer is at work, nor with `attic`, whose tasks wait. Each attempt says by what it is closed, or that it remains.
 """
 
 import asyncio
@@ -254,7 +254,7 @@ async def _(stage: Stage) -> None:
     "ack and term every sequence of the stream over its own consumer",
     "peer",
     "server rule",
-    "taken, and without effect: what another consumer wants stays, and `@keeper` wants all results, parks, steps and dead letters",
+    "without effect: what another consumer wants stays, and `@keeper` wants results, parks, steps and dead letters",
 )
 async def _(stage: Stage) -> None:
     mine = await stage.pulled()
@@ -528,7 +528,7 @@ async def _(stage: Stage) -> None:
     "wipe timers with a rollup",
     "peer",
     "remains",
-    "its own capability's timers go, nobody else's; what is parked is looked at again within `MESH_WAKE_AGAIN_S` or when it is woken",
+    "its own capability's timers go, nobody else's; what is parked waits until it is woken otherwise",
 )
 async def _(stage: Stage) -> None:
     answer = await stage.raw.request("mesh.timer.spare.own.x", b"", headers={"Nats-Rollup": "all"})
@@ -695,7 +695,7 @@ async def _(stage: Stage) -> None:
     "squat an id at a capability that it may call",
     "client",
     "remains",
-    "whoever else submits under that key is told `IdempotencyConflict`, or gets the squatter's result; give submitters that distrust each other prefixes of their own, or tenants",
+    "who submits under that key is told `IdempotencyConflict`, or gets the squatter's result",
 )
 async def _(stage: Stage) -> None:
     task = Identity("desk", "order-of-somebody-else")

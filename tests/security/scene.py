@@ -315,9 +315,7 @@ async def behind_permissions(folder: Path, access: dict[str, Any] = ACCESS) -> A
     """A server with the generated accounts, on which an operator has made the streams of the mesh."""
     read = read_access(access)
     seeds = {user: new_seed() for mesh in read.meshes.values() for user, _ in mesh.users()}
-    folder.mkdir(parents=True, exist_ok=True)
-    for user, seed in seeds.items():
-        (folder / f"{user}.nk").write_text(seed)
+    _write(folder, seeds)
     meshes = [
         MeshRights(
             each.prefix, rights_of(each), {user: [public_key(seed)] for user, seed in seeds.items()}, mesh.jetstream
@@ -337,6 +335,12 @@ async def behind_permissions(folder: Path, access: dict[str, Any] = ACCESS) -> A
         yield behind
     finally:
         server.stop()
+
+
+def _write(folder: Path, seeds: dict[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for user, seed in seeds.items():
+        (folder / f"{user}.nk").write_text(seed)
 
 
 @asynccontextmanager
