@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from mesh.bus.connection import Bus
 from mesh.bus.replies import ApiError
-from mesh.errors import BusUnavailable, Overloaded, PublishUnconfirmed
+from mesh.errors import BusUnavailable, Overloaded, PermissionDenied, PublishUnconfirmed
 from mesh.resilience.queue_bound import REFRESH_S, Look, QueueCredit
 
 log = logging.getLogger("mesh.bus")
@@ -131,7 +131,7 @@ class Queues:
             if error.status == 404:
                 return Look(depth=0, bound=0, handed_out=0, at=time.monotonic())
             reason = str(error)
-        except (BusUnavailable, PublishUnconfirmed, TimeoutError) as error:
+        except (BusUnavailable, PermissionDenied, PublishUnconfirmed, TimeoutError) as error:
             reason = str(error) or f"no answer within {LOOK_WITHIN_S:g} s"
         else:
             handed_out = info["delivered"]["consumer_seq"]

@@ -19,7 +19,7 @@ from mesh.bus.parks import publish_wake
 from mesh.bus.pull import Delivery
 from mesh.capability import Capability
 from mesh.context import BlockingContext
-from mesh.errors import BusUnavailable, PublishRejected, PublishUnconfirmed
+from mesh.errors import BusUnavailable, PermissionDenied, PublishRejected, PublishUnconfirmed
 from mesh.runtime import traced
 from mesh.runtime.attempt import judge
 from mesh.runtime.handling import TIMEOUT_SLACK_S
@@ -163,6 +163,9 @@ class Intake:
                 verdict = HandBack(Reason.MALFORMED, delay_s=REFUSED_AGAIN_S)
             except (BusUnavailable, PublishUnconfirmed):
                 verdict = HandBack(Reason.BUS_AWAY, delay_s=1.0)
+            except PermissionDenied as error:
+                log.error("%s cannot be worked on, it comes again: %s", attempt.identity, error)
+                verdict = HandBack(Reason.REFUSED, delay_s=REFUSED_AGAIN_S)
             traced.judged(host, attempt, verdict)
             # What fails soon is not fast.
             if isinstance(verdict, Answer) and verdict.outcome.status is Status.DONE:

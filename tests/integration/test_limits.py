@@ -197,8 +197,10 @@ async def test_a_turn_that_would_come_too_late_is_refused_at_once_and_books_noth
 
 async def test_waiting_for_a_turn_counts_for_no_timeout(settings: Settings, mesh: Mesh) -> None:
     crowd = Crowd()
-    async with peers(caller(crowd, timeout_s=0.5, concurrent=1), settings, 1):
-        await control.set_limit(mesh.bus, "llm", Limit(requests_per_minute=30, burst_s=0.1))
+    limit = Limit(requests_per_minute=30, burst_s=0.1)
+    async with peers(caller(crowd, timeout_s=0.5, concurrent=1), settings, 1) as (peer,):
+        await control.set_limit(mesh.bus, "llm", limit)
+        await eventually(lambda: peer.host.controls.limit_of("llm") == limit)
         crowd.let_leave()
         handles = [await mesh.submit("ask", number) for number in range(2)]
 
