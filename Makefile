@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-agent demo-support test check faults bench bench-workflow bench-schedule bench-limits bench-payloads bench-telemetry soak docs clean
+.PHONY: help install demo demo-agent demo-support test check faults bench bench-workflow bench-schedule bench-limits bench-payloads bench-telemetry bench-accounts soak docs clean
 
 help:
 	@echo "make demo            review real code on 4 peers, one of them killed on the way"
@@ -22,8 +22,9 @@ help:
 	@echo "make bench-limits    turns at a shared limit beside a plain guarded publish"
 	@echo "make bench-payloads  round trips of large payloads beside small ones"
 	@echo "make bench-telemetry  throughput with metrics, events and traces on and off"
+	@echo "make bench-accounts  throughput with users held to their rights beside a server that lets everybody in"
 	@echo "make soak            the live view over 50 peers for ten minutes; fails when anything grows"
-	@echo "make docs            write docs/metrics.md from the catalogue of metrics, and the dashboards"
+	@echo "make docs            write docs/metrics.md from the catalogue of metrics, the dashboards, and the chart's copies"
 	@echo "make clean           remove .venv and caches"
 
 install: $(STAMP)
@@ -33,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "$(PYTHON) is older than 3.11: make PYTHON=/path/to/newer"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[local,agents,llm,support,otel,top,dev]'
+		--editable '.[local,agents,llm,support,otel,top,auth,dev]'
 	@touch $@
 
 demo: install
@@ -74,12 +75,16 @@ bench-payloads: install
 bench-telemetry: install
 	$(BIN)/python -m ops.bench.telemetry
 
+bench-accounts: install
+	$(BIN)/python -m ops.bench.accounts
+
 soak: install
 	$(BIN)/python -m ops.soak.top
 
 docs: install
 	$(BIN)/python -m ops.docs.metrics
 	$(BIN)/python -m ops.grafana.build
+	$(BIN)/python -m ops.chart.files
 
 bench: install
 	$(BIN)/python -m ops.bench.throughput

@@ -3,6 +3,8 @@
 from typing import Final
 
 # Ours. A task needs none of them: a bare JSON body on a task subject is a whole submission.
+OURS: Final = "Mesh-"
+"""What the names of all of them begin with, those of newer versions too."""
 TASK: Final = "Mesh-Task"
 """The task's envelope, a `contracts.task.Task` as compact JSON."""
 PART: Final = "Mesh-Part"

@@ -14,6 +14,7 @@ NATS permissions can be written per capability and one wildcard covers every sta
     <prefix>.beat.<peer>                       presence and load, not stored
     <prefix>.ctl.<target>.<verb>               questions and orders to live peers, not stored
     <prefix>.control.<key>                     the server's echo of a control record
+    <prefix>.backup.<token>                    parts of a stream's snapshot, for who asked for it, not stored
 
 Timers live in a stream of their own for each capability:
 
@@ -140,6 +141,11 @@ def check_capability(name: str) -> str:
     return _check_name("capability", name)
 
 
+def is_capability(name: str) -> bool:
+    """Whether `name` may name a capability."""
+    return len(name) <= CAPABILITY_LENGTH_MAX and _CAPABILITY.fullmatch(name) is not None
+
+
 def check_key(key: str) -> str:
     """`key` itself, if a user may choose it as a task's id: one token, at most 512 bytes.
 
@@ -251,6 +257,8 @@ class Subjects:
         self.control_stream = f"KV_{self.control_bucket}"
         self.timer_streams = f"{self.stream}_TIMERS@"
         """What the names of all timer streams begin with; no other stream's does."""
+        self.shared_timer_stream = f"{self.stream}_TIMERS"
+        """Of versions in which all capabilities had one."""
         self.line_stream = f"{self.stream}_LINES"
         self.limit_stream = f"{self.stream}_LIMITS"
         self.object_stream = f"{self.stream}_OBJECTS"
@@ -380,6 +388,18 @@ class Subjects:
 
     # What the streams store.
 
+    def is_own_stream(self, name: str) -> bool:
+        """Whether a stream of that name is one of this mesh."""
+        return name.startswith(self.timer_streams) or name in (
+            self.stream,
+            self.control_stream,
+            self.shared_timer_stream,
+            self.line_stream,
+            self.limit_stream,
+            self.object_stream,
+            self.event_stream,
+        )
+
     @property
     def stored(self) -> list[str]:
         words = ["task", *(f"task@{lane}" for lane in LANES), "wake", "wake@again"]
@@ -440,6 +460,10 @@ class Subjects:
     def place(self, line: Line, key: str) -> str:
         """The record of where in a line a task stands that was submitted under an idempotency key."""
         return f"{self._head}place.{line.capability}.{line.key}.{_short(key)}"
+
+    def is_line_mark(self, subject: str) -> bool:
+        """Whether a subject is of the record of how far a line has come."""
+        return subject.startswith(f"{self._head}line.")
 
     @property
     def lines_stored(self) -> list[str]:

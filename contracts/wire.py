@@ -2,10 +2,13 @@
 
 Every record carries `v`, its format version. Within a version fields are only added, each with a default:
 an older reader ignores what it does not know, a newer one fills in what is absent. A change that an older
-reader would misread raises the version, and the older reader refuses the record instead of guessing.
+reader would misread raises the version, one more value of an enumeration among them, and the older reader refuses the
+record instead of guessing: it hands the task back, for a newer peer (docs/upgrades.md). A record that holds others has
+the highest version of them.
 
 A record that is stored again is copied as bytes, or changed through `amend`, so that a field this process
-does not know survives the passage through it.
+does not know survives the passage through it. Those that whoever comes next replaces as a whole (a line's mark, seats,
+buckets, breakers) may within a version only get fields whose loss does no harm.
 """
 
 import re
@@ -31,6 +34,10 @@ RECORD_NAME: Final = "x-record"
 T = TypeVar("T")
 
 
+class _Version(msgspec.Struct):
+    v: int = PLAIN
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The base of what is stored or travels in a header."""
 
@@ -41,7 +48,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         if self.v > FORMAT:
-            raise NewerFormat(f"format {self.v} is newer than {FORMAT}, the newest this process reads")
+            raise NewerFormat(_newer(self.v))
 
     # FastStream's AsyncAPI generator asks pydantic to describe what a subscriber takes, and pydantic asks this.
 
@@ -98,8 +105,24 @@ def decode(shape: type[T], data: bytes, as_type: ContentType = "application/json
     try:
         decoded: T = decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if isinstance(shape, type) and issubclass(shape, Record) and (version := _version(data, as_type)) > FORMAT:
+            # Which of its fields reads wrongly here says nothing.
+            raise NewerFormat(_newer(version)) from error
         raise contract_error(error) from error
     return decoded
+
+
+def _version(data: bytes, as_type: ContentType) -> int:
+    """The version that a record says it has, where the rest cannot be read."""
+    decoder = msgspec.msgpack.decode if as_type == MSGPACK else msgspec.json.decode
+    try:
+        return decoder(data, type=_Version).v
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return PLAIN
+
+
+def _newer(version: int) -> str:
+    return f"format {version} is newer than {FORMAT}, the newest this process reads"
 
 
 def readable(shape: type[T], many: Iterable[bytes]) -> Iterator[T]:

@@ -1,5 +1,5 @@
 """`python -m mesh`: the command line, where its script is not on the path."""
 
-from mesh.cli.main import run
+from mesh.cli.entry import main
 
-run()
+main()

@@ -3,6 +3,7 @@
     MeshError
     ├ ContractError             bytes, a name or a value break the contract   → dead letter, never again
     ├ SetupError                agents or settings that cannot work           → mend and start again
+    │ └ TopologyMissing         a stream or consumer that an operator has to make
     ├ BusError
     │ ├ BusUnavailable          did not happen                                → retry
     │ ├ PublishRejected         refused, nothing was stored                   → caller decides
@@ -68,12 +69,17 @@ __all__ = [
     "TaskUnfinished",
     "Throttled",
     "TopologyDrift",
+    "TopologyMissing",
     "Transient",
 ]
 
 
 class SetupError(MeshError):
     """The declaration of an agent, or a setting, cannot work; the message says how to mend it."""
+
+
+class TopologyMissing(SetupError):
+    """A stream or consumer is missing, and only an operator can make it: `mesh topology apply`."""
 
 
 class BusError(MeshError):

@@ -33,7 +33,7 @@ from mesh.bus import control, topology
 from mesh.bus.connection import Bus, Headers, server_addresses
 from mesh.bus.leader import consumer_elections
 from mesh.capability import AgentInfo, Capability, agent_card
-from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SetupError
+from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SetupError, TopologyMissing
 from mesh.fibers import serving
 from mesh.questions import AnswersToInboxes
 from mesh.runtime.breakers import Breakers
@@ -65,6 +65,8 @@ BEATS_MISSED = 3
 ALIVE_SLACK_S = 60.0
 SPARE_ROWS = 256
 RECOVER_AGAIN_S = 0.5
+MISSING_AGAIN_S = 5.0
+"""How long after an operator made what was missing a peer goes on, at most."""
 
 Hosted = tuple[AgentInfo, Sequence[Capability[Any, Any, Any]]]
 
@@ -97,6 +99,7 @@ class Peer:
         self._beats: dict[str, tuple[float, Beat]] = {}
         self._ticked_at = time.monotonic()
         self._connected, self._ready = asyncio.Event(), asyncio.Event()
+        self._takes_work = False
         self._drain, self._drained, self._shaken = asyncio.Event(), asyncio.Event(), asyncio.Event()
         controls = Controls(settings.subjects, cancel_ttl_s=settings.result_ttl_s)
         limiter = Limiter(
@@ -305,8 +308,10 @@ class Peer:
 
     async def _stopping(self) -> None:
         self._drain.set()
-        if self._connected.is_set():
-            await self._drained.wait()
+        # One that still waits for its streams has nothing in hand, and may wait for long.
+        if not self._takes_work:
+            self._drained.set()
+        await self._drained.wait()
 
     async def _close(self) -> None:
         # Safe to repeat; FastStream leaves the connection open when a start or a fiber fails.
@@ -330,6 +335,8 @@ class Peer:
                 log.warning("kept as the server has it: %s", difference)
             for told in ensured.refused:
                 log.warning("%s; this peer goes on without it", told)
+            # Another replica with another setting made the consumers, perhaps.
+            self.host.heartbeat.beat_for(topology.ack_wait_s(self.settings, ensured.tolerated))
             await self._learn()
             await stack.enter_async_context(self.host.heartbeat.running())
             pages = Pages(self.metrics.registry, self.is_healthy, self.is_ready)
@@ -344,6 +351,9 @@ class Peer:
             stack.callback(off)
             await stack.enter_async_context(self.host.services.open())
             await stack.enter_async_context(self.host.breakers.open())
+            if self._drain.is_set():
+                return
+            self._takes_work = True
             for timekeeper in self._timekeepers:
                 await stack.enter_async_context(timekeeper.open())
             for intake in self.intakes:
@@ -399,6 +409,9 @@ class Peer:
                 return await topology.ensure(self.bus, self._topology())
             except (BusUnavailable, PublishUnconfirmed) as error:
                 await self._until_it_answers(error)
+            except TopologyMissing as error:
+                log.error("%s waits: %s", self.id, error)
+                await asyncio.sleep(MISSING_AGAIN_S)
 
     async def _learn(self) -> None:
         """Know what may be trusted, what runs elsewhere, and the control records as they stand."""

@@ -8,12 +8,13 @@ tens of seconds after a broker restart (docs/adr/0002).
 import asyncio
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from contracts import headers as names
 from contracts import subjects as grammar
 from contracts import wire
 from contracts.control import BreakerChange, Cancel, Pause
-from contracts.errors import ContractError
+from contracts.errors import ContractError, NewerFormat
 from contracts.limit import Limit, check_limit
 from contracts.subjects import Identity
 from contracts.wire import Record
@@ -67,21 +68,22 @@ async def breaker(bus: Bus, name: str) -> tuple[int, BreakerChange | None]:
 
 
 async def breakers(bus: Bus) -> dict[str, BreakerChange]:
-    """The last change of every breaker that ever changed, by name."""
+    """The last change of every breaker that ever changed, by name; but for those of a newer format."""
     prefix = bus.subjects.control_record(grammar.key_breaker(""))
     stored = [one async for one in read_range(bus, bus.subjects.control_stream, f"{prefix}>")]
-    return {
-        one.subject.removeprefix(prefix): wire.decode(BreakerChange, one.data)
-        for one in sorted(stored, key=lambda one: one.subject)
-        if not is_deleted(one.headers)
-    }
+    found: dict[str, BreakerChange] = {}
+    for one in sorted(stored, key=lambda one: one.subject):
+        if not is_deleted(one.headers):
+            with suppress(NewerFormat):
+                found[one.subject.removeprefix(prefix)] = wire.decode(BreakerChange, one.data)
+    return found
 
 
 async def paused(bus: Bus, capability: str) -> Pause | None:
     """The pause of a capability that stands now, or None."""
     subject = bus.subjects.control_record(grammar.key_pause(capability))
     stored = await read(bus, subject, stream=bus.subjects.control_stream)
-    return None if stored is None or is_deleted(stored.headers) else wire.decode(Pause, stored.data)
+    return None if stored is None or is_deleted(stored.headers) else _read_pause(stored)
 
 
 async def pauses(bus: Bus) -> dict[str, Pause]:
@@ -91,7 +93,7 @@ async def pauses(bus: Bus) -> dict[str, Pause]:
     async for stored in read_range(bus, bus.subjects.control_stream, wanted):
         capability = grammar.parse_pause(bus.subjects.control_key(stored.subject))
         if capability is not None and not is_deleted(stored.headers):
-            found[capability] = wire.decode(Pause, stored.data)
+            found[capability] = _read_pause(stored)
     return found
 
 
@@ -137,10 +139,26 @@ async def cancels(bus: Bus, tasks: Iterable[Identity]) -> dict[Identity, Cancel]
     subjects = [bus.subjects.control_record(grammar.key_cancel(task)) for task in tasks]
     found = await read_many(bus, subjects, stream=bus.subjects.control_stream)
     return {
-        task: wire.decode(Cancel, stored.data)
+        task: _read_cancel(stored)
         for task, stored in zip(tasks, found, strict=True)
         if stored is not None and not is_deleted(stored.headers)
     }
+
+
+def _read_pause(stored: Stored) -> Pause:
+    try:
+        return wire.decode(Pause, stored.data)
+    except ContractError:
+        # A newer format still says that it is paused.
+        return Pause(at=stored.stored_at)
+
+
+def _read_cancel(stored: Stored) -> Cancel:
+    try:
+        return wire.decode(Cancel, stored.data)
+    except ContractError:
+        # A newer format still says that the task is cancelled.
+        return Cancel(at=stored.stored_at)
 
 
 def is_deleted(found: dict[str, str]) -> bool:

@@ -29,18 +29,21 @@ from mesh.bus.leader import standing
 from mesh.bus.pull import Delivery
 from mesh.bus.records import RETRY_S, Stored, read
 
-_KEPT = (names.OBJECT, names.CONTENT_TYPE, *names.TRACE)
+_KEPT = (names.OURS, names.CONTENT_TYPE, *names.TRACE)
+"""How the names of headers begin that stay with a task."""
 AGAIN_S_MAX = 2.0
 
 
-async def park(bus: Bus, task: Identity, delivery: Delivery, envelope: Task, *, ttl_s: float) -> None:
-    """Keep the task as it was delivered. Safe to repeat: the first one stands.
+async def park(bus: Bus, task: Identity, delivery: Delivery, *, keep_until: float, ttl_s: float) -> None:
+    """Keep the task as it was delivered, with until when its records are kept. Safe to repeat: the first one stands.
 
     Raises:
         PublishRejected: the server refuses it for good.
     """
-    kept: Headers = {name: value for name, value in delivery.headers.items() if name in _KEPT}
-    kept[names.TASK] = wire.encode(envelope).decode()
+    kept: Headers = {name: value for name, value in delivery.headers.items() if name.startswith(_KEPT)}
+    # What of it this process does not know stays in it.
+    envelope = delivery.headers.get(names.TASK, "").encode() or wire.encode(Task())
+    kept[names.TASK] = wire.amend(envelope, {"keep_until": keep_until}).decode()
     kept[names.PARKED] = repr(delivery.stored_at)
     kept[names.TTL] = ttl(ttl_s)
     await create_once(bus, bus.subjects.park(task), delivery.payload, kept)

@@ -14,6 +14,8 @@ from mesh.bus.connection import Bus, Headers
 from mesh.errors import BusUnavailable, PublishUnconfirmed
 
 RETRY_S = 0.1
+LAST = 2**63
+"""Past every sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,15 @@ async def read_many(bus: Bus, subjects: Iterable[str], *, stream: str = "") -> l
     return found
 
 
-async def read_range(bus: Bus, stream: str, filter_subject: str, *, batch: int = 500) -> AsyncIterator[Stored]:
-    """Every message of a stream that a subject filter matches, in order of storage, `batch` a request."""
-    sequence = 1
+async def read_range(
+    bus: Bus, stream: str, filter_subject: str, *, batch: int = 500, first: int = 1, last: int = LAST
+) -> AsyncIterator[Stored]:
+    """Every message of a stream that a subject filter matches, in order of storage, `batch` a request.
+
+    Those before the stream sequence `first` and after `last` are left out; a stream that is written to all the time has
+    no end otherwise.
+    """
+    sequence = first
     while True:
         page: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = bus.new_inbox()
@@ -87,6 +95,8 @@ async def read_range(bus: Bus, stream: str, filter_subject: str, *, batch: int =
                         return
                     break
                 stored = _stored(message)
+                if stored.sequence > last:
+                    return
                 count += 1
                 sequence = stored.sequence + 1
                 yield stored

@@ -8,6 +8,7 @@ from mesh.errors import BusError, BusUnavailable, PublishRejected, SequenceConfl
 
 STREAM_NOT_FOUND = 10059
 STREAM_NAME_IN_USE = 10058
+SUBJECTS_OVERLAP = 10065
 CONSUMER_NOT_FOUND = 10014
 CONSUMER_EXISTS = 10148
 

@@ -7,7 +7,7 @@ operator may have set it. `migrate` makes the server follow, where JetStream all
 
 import asyncio
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,8 +15,15 @@ from contracts.subjects import LANES, consumer_name
 from mesh.bus.connection import REPLY_WITHIN_S, Bus
 from mesh.bus.queues import BOUND
 from mesh.bus.records import RETRY_S
-from mesh.bus.replies import CONSUMER_EXISTS, CONSUMER_NOT_FOUND, STREAM_NAME_IN_USE, STREAM_NOT_FOUND, ApiError
-from mesh.errors import BusUnavailable, PermissionDenied, SetupError, TopologyDrift
+from mesh.bus.replies import (
+    CONSUMER_EXISTS,
+    CONSUMER_NOT_FOUND,
+    STREAM_NAME_IN_USE,
+    STREAM_NOT_FOUND,
+    SUBJECTS_OVERLAP,
+    ApiError,
+)
+from mesh.errors import BusUnavailable, PermissionDenied, SetupError, TopologyDrift, TopologyMissing
 from mesh.scheduling.lanes import ORDER
 from mesh.settings import Settings
 
@@ -297,6 +304,12 @@ def differences(spec: Spec, actual: Mapping[str, Any]) -> list[Difference]:
     return sorted(found, key=lambda difference: not difference.is_essential)
 
 
+def ack_wait_s(settings: Settings, tolerated: Iterable[Difference]) -> float:
+    """How soon the server hands a silent peer's tasks to others, where it is sooner than the settings say."""
+    shorter = (found.actual / NANOS for found in tolerated if found.field == "ack_wait" and found.actual)
+    return float(min((settings.ack_wait_s, *shorter)))
+
+
 async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> Ensured:
     """Create what is missing, compare what exists. Safe to repeat and to race.
 
@@ -315,23 +328,23 @@ async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> E
         actual = await inspect(bus, spec)
         if actual is None:
             try:
-                if await _create(bus, spec):
+                if await create(bus, spec):
                     created.append(str(spec))
             except SetupError as error:
                 if not spec.is_optional:
                     raise
                 refused.append(str(error))
                 continue
-            actual = await _appeared(bus, spec)
+            actual = await appeared(bus, spec)
         found = differences(spec, actual["config"])
         if found and migrate:
-            await _update(bus, spec, actual["config"])
+            await update(bus, spec, actual["config"])
             migrated.append(str(spec))
         elif any(difference.is_essential for difference in found):
             told = "; ".join(str(difference) for difference in found if difference.is_essential)
             raise TopologyDrift(
-                f"{told}. Nothing was changed: `mesh doctor` shows the whole difference,"
-                f" `mesh doctor --migrate` changes the server, MESH_PREFIX names another mesh"
+                f"{told}. Nothing was changed: `mesh topology plan` shows the whole"
+                f" difference, `mesh topology apply` changes the server, MESH_PREFIX names another mesh"
             )
         else:
             tolerated += found
@@ -414,7 +427,12 @@ async def reset_consumer(bus: Bus, spec: Spec, sequence: int) -> None:
     await bus.api(_endpoint("RESET", spec), {"seq": sequence})
 
 
-async def _appeared(bus: Bus, spec: Spec) -> dict[str, Any]:
+async def appeared(bus: Bus, spec: Spec) -> dict[str, Any]:
+    """The server's account of what was just made.
+
+    Raises:
+        BusUnavailable: it does not show in time.
+    """
     # In a cluster what was made, here or by another peer, may take a moment to show.
     give_up_at = time.monotonic() + APPEARS_WITHIN_S
     while time.monotonic() < give_up_at:
@@ -425,7 +443,14 @@ async def _appeared(bus: Bus, spec: Spec) -> dict[str, Any]:
     raise BusUnavailable(f"{spec.kind} {spec} does not show {APPEARS_WITHIN_S:g} s after it was made")
 
 
-async def _create(bus: Bus, spec: Spec) -> bool:
+async def create(bus: Bus, spec: Spec) -> bool:
+    """Make a stream or consumer. False: it is there already, whatever it is like.
+
+    Raises:
+        TopologyMissing: only an operator can make it.
+        SetupError: the server refuses it.
+        TopologyDrift: the consumer's stream does not exist.
+    """
     config = dict(spec.config)
     if spec.kind == "stream":
         body: dict[str, Any] = {"name": spec.name, **config}
@@ -435,19 +460,29 @@ async def _create(bus: Bus, spec: Spec) -> bool:
     try:
         await bus.api(_endpoint("CREATE", spec), body)
     except PermissionDenied as error:
-        raise SetupError(
-            f"{spec.kind} {spec} is missing, and this user may not make it: `mesh topology apply` does, as an operator"
+        raise TopologyMissing(
+            f"{spec.kind} {spec} is missing, and this user may not make it: run `mesh topology apply` as an operator"
         ) from error
     except ApiError as error:
         if error.code in (STREAM_NAME_IN_USE, CONSUMER_EXISTS):
             return False
         if error.code == STREAM_NOT_FOUND:
             raise TopologyDrift(f"stream {spec.stream} does not exist") from error
+        if error.code == SUBJECTS_OVERLAP:
+            raise TopologyMissing(
+                f"{spec.kind} {spec} is missing, and another stream has its subjects, of an older version perhaps: run"
+                f" `mesh topology apply` as an operator ({error})"
+            ) from error
         raise SetupError(f"the server refuses to make {spec.kind} {spec}: {error}") from error
     return True
 
 
-async def _update(bus: Bus, spec: Spec, actual: Mapping[str, Any]) -> None:
+async def update(bus: Bus, spec: Spec, actual: Mapping[str, Any]) -> None:
+    """Have the server follow a spec, and keep all else as it is in `actual`. Safe to repeat.
+
+    Raises:
+        TopologyDrift: the server refuses it; nothing was changed.
+    """
     config = {**actual, **spec.config}
     if "metadata" in spec.config:
         # The server's own keys, and an operator's, stay.

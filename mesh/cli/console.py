@@ -151,8 +151,8 @@ async def check_made(bus: "Bus") -> None:
     stream, *_ = topology.streams(bus.settings)
     if await topology.inspect(bus, stream) is None:
         raise NoMesh(
-            f"the streams of the mesh {bus.settings.prefix!r} do not exist: start a peer, which makes them;"
-            f" if there should be some, MESH_PREFIX names another mesh"
+            f"the streams of the mesh {bus.settings.prefix!r} do not exist: start a peer or run `mesh topology apply`,"
+            " which make them; if there should be some, MESH_PREFIX names another mesh"
         )
 
 

@@ -40,9 +40,6 @@ _MARKS = {Level.OK: ("ok", "green"), Level.WARNING: ("warning", "yellow"), Level
 
 
 def doctor(
-    migrate: Annotated[
-        bool, typer.Option("--migrate", help="First change streams and consumers to what this version needs.")
-    ] = False,
     monitor_url: Annotated[
         str | None, typer.Option(help="The server's monitoring address, such as http://nats:8222: tells its fsync.")
     ] = None,
@@ -60,30 +57,19 @@ def doctor(
     """
     if rate is not None:
         raise typer.Exit(_predict(rate, value_bytes, as_json=as_json))
-    migrated, facts = console.run(_examine(migrate, monitor_url))
+    facts = console.run(_examine(monitor_url))
     findings = judge(facts)
     problems = sum(finding.level is Level.PROBLEM for finding in findings)
     if as_json:
-        console.print_json({"findings": [asdict(f) for f in findings], "problems": problems, "migrated": migrated})
+        console.print_json({"findings": [asdict(f) for f in findings], "problems": problems})
     else:
-        for name in migrated:
-            print(f"changed on the server: {name}")
         _print(findings)
     raise typer.Exit(console.FAILED if problems else console.OK)
 
 
-async def _examine(migrate: bool, monitor_url: str | None) -> tuple[list[str], Facts]:
-    from mesh.bus import survey, topology
-    from mesh.cli.fleet import describe
-
+async def _examine(monitor_url: str | None) -> Facts:
     async with console.connected() as bus:
-        migrated: list[str] = []
-        if migrate:
-            bounds = queue_bounds(await describe(bus, within_s=DESCRIBE_WITHIN_S), default=bus.settings.queue_max)
-            wanted = (*topology.of_mesh(bus.settings), *await survey.of_capabilities(bus, bounds))
-            ensured = await topology.ensure(bus, wanted, migrate=True)
-            migrated = [*ensured.created, *ensured.migrated]
-        return migrated, await gather(bus, await _sync(bus, monitor_url))
+        return await gather(bus, await _sync(bus, monitor_url))
 
 
 async def gather(bus: "Bus", sync: Sync | None) -> Facts:
@@ -235,7 +221,7 @@ from a cold disk about {console.length(prediction.cold_restart_s)}"""
 
 PROBLEM: the stream is full after {console.length(prediction.full_after_s)}, and refuses new tasks.
 Keep results for less time (MESH_RESULT_TTL_S, or result_ttl_s of a capability), or raise the stream's limit
-(MESH_STREAM_BYTES_MAX, then `mesh doctor --migrate`)."""
+(MESH_STREAM_BYTES_MAX, then `mesh topology apply`)."""
     return text
 
 

@@ -189,13 +189,16 @@ def topology(facts: Facts) -> Iterator[Finding]:
             "topology",
             Level.WARNING,
             f"the streams of the mesh {facts.prefix!r} do not exist",
-            "start a peer, which makes them; if there should be some, MESH_PREFIX names another mesh",
+            "start a peer or run `mesh topology apply`, which make them; if there should be some, MESH_PREFIX names"
+            " another mesh",
         )
         return
     for drift in facts.drift:
         level = Level.PROBLEM if drift.is_essential else Level.WARNING
         wanted = "promises rest on it" if drift.is_essential else "keep it if it is meant so"
-        yield Finding("topology", level, drift.text, f"{wanted}; `mesh doctor --migrate` changes the server")
+        yield Finding(
+            "topology", level, drift.text, f"{wanted}; `mesh topology plan` says how, `mesh topology apply` does it"
+        )
     if not facts.drift:
         yield Finding("topology", Level.OK, "streams and consumers are as this version needs them")
 
@@ -320,7 +323,7 @@ def queues(facts: Facts) -> Iterator[Finding]:
                 Level.PROBLEM if is_full else Level.WARNING,
                 f"{queue.name} has {_tasks(queue.waiting)} waiting, its bound is {queue.bound:,}"
                 + (": clients are refused" if is_full else ""),
-                "start more peers, or raise its `queue_max` (MESH_QUEUE_MAX), then `mesh doctor --migrate`",
+                "start more peers, or raise its `queue_max` (MESH_QUEUE_MAX), then `mesh topology apply`",
             )
     if is_fine:
         waiting = sum(queue.waiting for queue in facts.queues)

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from contracts.errors import MeshError
 from mesh.cli import console
 from mesh.cli.auth import auth
+from mesh.cli.backup import backup, restore
 from mesh.cli.breaker import breaker
 from mesh.cli.chaos import chaos
 from mesh.cli.contracts import contracts
@@ -18,6 +19,7 @@ from mesh.cli.decisions import decisions
 from mesh.cli.demo import demo
 from mesh.cli.demo_agent import demo_agent
 from mesh.cli.doctor import doctor
+from mesh.cli.drain import drain
 from mesh.cli.events import events
 from mesh.cli.fleet import agents, pause, resume
 from mesh.cli.inbox import inbox
@@ -28,6 +30,7 @@ from mesh.cli.schedule import schedule
 from mesh.cli.serve import run as run_peer
 from mesh.cli.tasks import cancel, result, signal, status, submit
 from mesh.cli.top import top
+from mesh.cli.topology import topology
 from mesh.cli.trace import trace
 from mesh.cli.up import up
 
@@ -94,6 +97,7 @@ app.command(rich_help_panel=WORK)(demo)
 app.command("demo-agent", rich_help_panel=WORK)(demo_agent)
 app.command(rich_help_panel=WORK)(up)
 app.command("run", rich_help_panel=WORK)(run_peer)
+app.command(rich_help_panel=WORK)(drain)
 app.command(rich_help_panel=TASKS)(submit)
 app.command(rich_help_panel=TASKS)(result)
 app.command(rich_help_panel=TASKS)(status)
@@ -114,6 +118,9 @@ app.add_typer(dead, rich_help_panel=FLEET)
 app.command(rich_help_panel=FLEET)(events)
 app.command(rich_help_panel=FLEET)(decisions)
 app.command(rich_help_panel=FLEET)(doctor)
+app.add_typer(topology, rich_help_panel=FLEET)
+app.command(rich_help_panel=FLEET)(backup)
+app.command(rich_help_panel=FLEET)(restore)
 app.add_typer(auth, rich_help_panel=FLEET)
 app.add_typer(contracts, rich_help_panel=FLEET)
 app.add_typer(chaos, rich_help_panel=FLEET)

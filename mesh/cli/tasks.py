@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -242,7 +243,7 @@ async def _print_result(
 
 async def _value(handle: "Handle[Any]", within_s: float | None) -> Any:
     """The value; a task that does not move for a while is told about on standard error."""
-    from mesh.errors import DeadlineExceeded
+    from mesh.errors import BusError, DeadlineExceeded
     from mesh.whereabouts import Where
 
     if within_s is not None and within_s <= HINT_AFTER_S:
@@ -250,9 +251,11 @@ async def _value(handle: "Handle[Any]", within_s: float | None) -> Any:
     try:
         return await handle.result(within_s=HINT_AFTER_S)
     except DeadlineExceeded:
-        found = await handle.status()
-        if found.where is not Where.RUNNING:
-            console.note(sentence(found, now=time.time()))
+        # A remark: who may not look, or is not answered now, waits on without it.
+        with suppress(BusError):
+            found = await handle.status()
+            if found.where is not Where.RUNNING:
+                console.note(sentence(found, now=time.time()))
     if within_s is None:
         return await handle.result()
     try:

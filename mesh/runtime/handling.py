@@ -14,7 +14,7 @@ import msgspec
 
 from contracts import headers as names
 from contracts import wire
-from contracts.errors import ContractError
+from contracts.errors import ContractError, NewerFormat
 from contracts.outcome import Failure, FailureKind, Outcome, Status
 from contracts.wire import ContentType
 from contracts.workflow import Closing
@@ -126,6 +126,8 @@ class Handling:
         except Exception as error:  # a compensation's errors become values, too
             if self._is_overtaken():
                 return self._hand_over()
+            if _newer(error) is not None:
+                return HandBack(Reason.NEWER_FORMAT, delay_s=self.host.settings.ack_wait_s, is_recorded=True)
             meaning = classify(error, self._capability.rules, now=time.time())
             failure = failed(FailureKind.TRANSIENT, error, meaning.told)
             log.warning("%s: undoing failed: %s", attempt.identity, failure.message, exc_info=error)
@@ -186,6 +188,9 @@ class Handling:
     def _failed(self, raised: Exception) -> Verdict:
         """What an exception means for the task."""
         attempt = self.attempt
+        if (newer := _newer(raised)) is not None:
+            log.warning("%s is left to a newer peer: %s", attempt.identity, newer)
+            return HandBack(Reason.NEWER_FORMAT, delay_s=self.host.settings.ack_wait_s, is_recorded=True)
         error, meaning = _decisive(raised, self._capability.rules)
         if attempt.scope is not None and attempt.scope.expired() and isinstance(raised, TimeoutError):
             if attempt.is_cancelled:
@@ -436,6 +441,14 @@ def failed(kind: FailureKind, error: Exception, told: str = "") -> Failure:
     path = error.path if isinstance(error, ContractError) else ""
     message = masked(told or str(error))[:2_000] or type(error).__name__
     return Failure(kind=kind, error=type(error).__name__, message=message, path=path)
+
+
+def _newer(error: BaseException) -> NewerFormat | None:
+    """A record of a newer format that a run met, among what it raised."""
+    if isinstance(error, NewerFormat):
+        return error
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return next((found for each in inner if (found := _newer(each)) is not None), None)
 
 
 def _decisive(error: Exception, rules: Rules) -> tuple[Exception, Meaning]:

@@ -36,6 +36,10 @@ class Heartbeat:
         self._table: BeatTable
         self.every_s = settings.ack_wait_s / BEATS_PER_ACK_WAIT
 
+    def beat_for(self, ack_wait_s: float) -> None:
+        """Beat often enough for this `ack_wait`; before `running`."""
+        self.every_s = ack_wait_s / BEATS_PER_ACK_WAIT
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The heartbeat process, started again if it ends, until left."""

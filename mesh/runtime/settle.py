@@ -223,8 +223,8 @@ async def keep_parked(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> 
     if not attempt.is_wake:
         if (kept := attempt.kept) is not None and keep_until > attempt.delivery.stored_at + host.settings.payload_ttl_s:
             await keep_for(host.bus, payload_place(attempt.identity, kept), kept, ttl_s=keep_until - now)
-        envelope = msgspec.structs.replace(attempt.task, keep_until=keep_until)
-        await park(host.bus, attempt.identity, attempt.delivery, envelope, ttl_s=max(1.0, keep_until - now))
+        ttl_s = max(1.0, keep_until - now)
+        await park(host.bus, attempt.identity, attempt.delivery, keep_until=keep_until, ttl_s=ttl_s)
     limits = (attempt.task.deadline, keep_until)
     due = next_due(waits, now=now, again_s=host.settings.wake_again_s, limits=limits)
     await set_timer(host.bus, attempt.identity, due)
@@ -233,18 +233,19 @@ async def keep_parked(host: Host, attempt: Attempt, waits: tuple[Wait, ...]) -> 
 
 
 async def _retry(host: Host, attempt: Attempt, retry: Retry) -> None:
-    now, delay_s = time.time(), 0.0
+    # The pause goes by a clock that nobody sets: the wall clock may be put right while its end is written.
+    now, began, delay_s = time.time(), time.monotonic(), 0.0
     if not retry.is_throttled:
         limits = (attempt.runs_until(host.settings), attempt.task.deadline or math.inf)
         # A delay must not be what ends a task.
         most_s = max(0.0, DELAY_SHARE * (min(limits) - now - retry.after_s))
-        delay_s = min(host.retries.take(time.monotonic()), most_s)
-    retry_at = now + retry.after_s + delay_s
+        delay_s = min(host.retries.take(began), most_s)
+    pause_s = retry.after_s + delay_s
     end = AttemptEnded(
         how=Ended.HANDED_BACK if retry.is_throttled else Ended.FAILED,
         peer=host.peer,
         at=now,
-        retry_at=retry_at,
+        retry_at=now + pause_s,
         failure=retry.failure,
         is_throttled=retry.is_throttled,
     )
@@ -253,7 +254,7 @@ async def _retry(host: Host, attempt: Attempt, retry: Retry) -> None:
     (metrics.throttled if retry.is_throttled else metrics.retries).inc()
     metrics.retries_delayed.inc(delay_s > 0)
     await host.tell(EventKind.RETRIED, attempt.identity, retry.failure.message)
-    await _return(host, attempt, delay_s=max(0.0, retry_at - time.time()))
+    await _return(host, attempt, delay_s=max(0.0, pause_s - (time.monotonic() - began)))
 
 
 async def _hand_back(

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from contracts import wire
-from contracts.errors import ContractError
+from contracts.errors import ContractError, NewerFormat
 from contracts.workflow import Recurring
 from mesh.bus import topology
 from mesh.bus.commit import ack, nak
@@ -75,6 +75,9 @@ class Timekeeper:
         try:
             await self._act(delivery)
             await ack(self._host.bus, delivery)
+        except NewerFormat as error:
+            log.warning("%s is left to a newer peer: %s", delivery.subject, error)
+            await nak(self._host.bus, delivery, delay_s=AGAIN_S)
         except ContractError as error:
             log.error("%s cannot be acted on, it is dropped: %s", delivery.subject, error)
             await ack(self._host.bus, delivery)

@@ -91,36 +91,38 @@ async def test_doctor_finds_tasks_that_nobody_serves(command_line: Any, mesh: Me
     assert "1 task waiting for ad, which no peer has ever served" in ended.out
 
 
-async def test_doctor_shows_drift_and_migrates_on_request(command_line: Any, desk: None, mesh: Mesh) -> None:
+async def test_doctor_shows_drift_and_says_what_mends_it(command_line: Any, desk: None, mesh: Mesh) -> None:
     spec = topology.consumer(mesh.bus.settings, "add")
     config = {**spec.config, "ack_wait": 9 * topology.NANOS, "max_deliver": 7}
     wanted = {"stream_name": spec.stream, "config": config, "action": "update"}
     await mesh.bus.api(f"CONSUMER.CREATE.{spec.stream}.{spec.name}", wanted)
 
     drifted = await command_line("doctor", "--json")
-    migrated = await command_line("doctor", "--migrate", "--json")
+    applied = await command_line("topology", "apply", "--with-care")
+    mended = await command_line("doctor", "--json")
 
-    found = {finding["text"]: finding["level"] for finding in drifted.document["findings"]}
+    found = {finding["text"]: finding for finding in drifted.document["findings"]}
     assert drifted.code == 1
-    assert any("max_deliver is 7" in text and level == "problem" for text, level in found.items())
-    assert any("ack_wait" in text and level == "warning" for text, level in found.items())
-    assert (migrated.code, migrated.document["migrated"]) == (0, [str(spec)])
-    assert _levels(migrated.document)["topology"] == "ok"
+    assert any("max_deliver is 7" in text and one["level"] == "problem" for text, one in found.items())
+    assert any("ack_wait" in text and one["level"] == "warning" for text, one in found.items())
+    assert all("mesh topology" in one["mend"] for one in found.values() if one["check"] == "topology")
+    assert (applied.code, mended.code) == (0, 0), applied.out + applied.err
+    assert _levels(mended.document)["topology"] == "ok"
 
 
-async def test_doctor_misses_the_timers_of_a_mesh_without_them_and_makes_them(command_line: Any, mesh: Mesh) -> None:
+async def test_doctor_misses_the_timers_of_a_capability_without_them(command_line: Any, mesh: Mesh) -> None:
     # A live peer would make them itself.
-    await topology.ensure(mesh.bus, topology.of_capability(mesh.bus.settings, "echo"))
-    stream = mesh.bus.subjects.timer_stream("echo")
+    await topology.ensure(mesh.bus, topology.of_capability(mesh.bus.settings, "add"))
+    stream = mesh.bus.subjects.timer_stream("add")
     await mesh.bus.api(f"STREAM.DELETE.{stream}")
 
     missing = await command_line("doctor", "--json")
-    migrated = await command_line("doctor", "--migrate", "--json")
+    applied = await command_line("topology", "apply")
 
     texts = [finding["text"] for finding in missing.document["findings"] if finding["level"] == "problem"]
     assert texts == [f"stream {stream} is missing", f"consumer {stream} > timekeeper is missing"]
-    assert migrated.code == 0
-    assert {stream, f"{stream} > timekeeper"} <= set(migrated.document["migrated"])
+    assert applied.code == 0
+    assert f"made stream {stream}\nmade consumer {stream} > timekeeper\n" in applied.out
 
 
 async def test_doctor_says_when_there_is_no_mesh_on_the_server(command_line: Any, settings: Settings) -> None:

@@ -219,7 +219,7 @@ async def test_help_names_every_command_and_exit_code(alone: Any) -> None:
 
     assert bare.code == 0
     commands = "demo up run submit result status trace signal cancel schedule inbox dead agents top map report events"
-    for word in f"{commands} decisions pause doctor".split():
+    for word in f"{commands} decisions pause doctor drain".split():
         assert f"│ {word} " in bare.out
     assert "130" in bare.out
     assert version.out.startswith("mesh ")

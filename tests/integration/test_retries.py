@@ -17,6 +17,7 @@ from contracts.outcome import FailureKind, Status
 from contracts.subjects import Identity
 from mesh import Agent, Context, Handle, Mesh, Throttled, Transient
 from mesh.bus.ledger import read_ledger
+from mesh.runtime import settle
 from mesh.settings import Settings
 from mesh.testing import eventually, hosting
 from mesh.whereabouts import Where, Whereabouts
@@ -371,3 +372,32 @@ async def test_a_delay_of_the_budget_does_not_end_a_task_that_has_time(mesh: Mes
         values = await asyncio.gather(*(handle.result(within_s=WITHIN_S) for handle in handles))
 
     assert values == list(range(120))
+
+
+async def test_a_clock_put_right_while_an_attempt_is_recorded_puts_no_retry_off(
+    mesh: Mesh, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, runs = Agent("clocked"), 0
+    right, ahead_s = time.time, 0.0
+    record = settle.record_ended
+
+    @agent.handles("flaky", wait=wait_none())
+    async def flaky(text: str) -> str:
+        nonlocal ahead_s, runs
+        runs += 1
+        if runs == 1:
+            ahead_s = 7_200.0
+            raise Transient("once")
+        return text
+
+    async def recorded(*given: Any, **more: Any) -> None:
+        nonlocal ahead_s
+        await record(*given, **more)
+        ahead_s = 0.0
+
+    monkeypatch.setattr(time, "time", lambda: right() + ahead_s)
+    monkeypatch.setattr(settle, "record_ended", recorded)
+    async with hosting(agent, settings=settings):
+        assert await (await mesh.submit(flaky, "soon")).result(within_s=15) == "soon"
+
+    assert runs == 2

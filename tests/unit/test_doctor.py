@@ -86,7 +86,7 @@ def test_drift_in_what_promises_rest_on_is_a_problem_and_in_a_tunable_a_warning(
     found = _found(replace(GOOD, drift=drift), "topology")
 
     assert [finding.level for finding in found] == [Level.PROBLEM, Level.WARNING]
-    assert all("mesh doctor --migrate" in finding.mend for finding in found)
+    assert all("mesh topology apply" in finding.mend for finding in found)
 
 
 def test_a_mesh_that_was_never_made_is_told_with_its_prefix() -> None:

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from mesh.bus.topology import Spec, consumer, differences, streams
+from mesh.bus.topology import Spec, ack_wait_s, consumer, differences, streams, timers
 from mesh.settings import Settings
 
 SETTINGS = Settings(nats_url="nats://localhost:4222")
-MESH, CONTROL, TIMERS, LINES, LIMITS, OBJECTS, EVENTS = streams(SETTINGS)
+MESH, CONTROL, LINES, LIMITS, OBJECTS, EVENTS = streams(SETTINGS)
+TIMERS = timers(SETTINGS, "review-file")
 CONSUMER = consumer(SETTINGS, "review-file")
 
 
@@ -109,3 +110,10 @@ def test_a_republish_rule_may_have_more_fields_and_no_other_values() -> None:
 
     assert differences(MESH, account(MESH, republish={**rule, "headers_only": False})) == []
     assert differences(MESH, account(MESH, republish={**rule, "dest": "elsewhere.>"})) != []
+
+
+def test_a_peer_goes_by_the_shorter_of_its_own_ack_wait_and_the_servers() -> None:
+    def tolerated(seconds: float) -> float:
+        return ack_wait_s(SETTINGS, differences(CONSUMER, account(CONSUMER, ack_wait=int(seconds * 1e9))))
+
+    assert (tolerated(2.0), tolerated(6.0), tolerated(60.0)) == (2.0, 6.0, 6.0)

@@ -1,0 +1,1 @@
+"""What the Helm chart shares with the rest of the repository."""
