@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -46,6 +47,8 @@ def run(
     peer = Peer(*(agent.hosted for agent in agents), settings=console.reachable())
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(peer, until_stdin_ends=with_stdin))
+        # It has drained. A second SIGTERM, which a hook and an orchestrator send each, has no handler from here on.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
 async def _serve(peer: "Peer", *, until_stdin_ends: bool) -> None:

@@ -20,12 +20,12 @@ from functools import partial
 from pathlib import Path
 
 import psutil
-
-from mesh import Mesh
 from mesh.auth.access import JetStreamLimits
 from mesh.auth.accounts import MeshRights, accounts_text
 from mesh.auth.keys import new_seed, public_key
-from mesh.auth.rights import Declared, rights_of
+from mesh.auth.rights import Declared, inbox_prefix, rights_of
+
+from mesh import Mesh
 from mesh.local.server import LocalServer
 from ops.bench.throughput import PEERS, WARM_UP, Worker, echo, measure, round_trips, settings_of
 
@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    # Peers and the submitter read it; the other server does not mind.
+    os.environ["MESH_NATS_INBOX_PREFIX"] = inbox_prefix(USER)
     found = asyncio.run(compare(tasks=options.tasks, rounds=options.rounds))
     print(json.dumps(found) if options.json else "  ".join(f"{name} {value:g}" for name, value in found.items()))
 

@@ -249,12 +249,12 @@ async def test_a_backlog_scales_where_prometheus_says_that_no_breaker_is_open(tm
     assert (seen.values["breakers_open"], seen.replicas) == (0, 6)
 
 
-async def test_while_prometheus_is_away_nothing_is_decided_and_nothing_falls_back(tmp_path: Path) -> None:
+async def test_while_prometheus_is_away_nothing_is_decided(tmp_path: Path) -> None:
     async with scene(tmp_path, watched=True) as here:
+        await here.mesh.submit("triage", 0.0)
+
         with pytest.raises(Unreadable):
             await here.keda.looks()
-
-    assert "fallback" not in here.keda.rendered["spec"]
 
 
 async def operator(here: Scene, *command: str) -> None:

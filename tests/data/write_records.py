@@ -16,7 +16,7 @@ from contracts import wire
 from mesh.catalogue import RECORDS
 
 FOLDER = Path(__file__).parent / "records"
-FULL = "full-2"
+FULL = "full-1"
 TEXT = "text"
 
 
