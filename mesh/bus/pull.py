@@ -7,8 +7,8 @@ Rules.
   its pull were left, a 404 ends a pull that does not wait.
 - The inbox is replaced, which cancels every pull on it, whenever the account may be wrong: a 409 (leadership
   change, consumer deleted, too many waiting), no responders, a reconnection, or silence past two heartbeats.
-- Across accounts the server takes a message with neither body nor headers, such as a raw publisher may send, for the end
-  of the answer, and what else that pull is served is lost until `ack_wait` (measured on 2.15.1). Whoever got one
+- Across accounts the server takes a message with neither body nor headers, such as a raw publisher may send, for the
+  end of the answer, and what else that pull is served is lost until `ack_wait` (measured on 2.15.1). Whoever got one
   replaces the inbox, and asks for one message a pull for some time: then nothing else is lost.
 - A delivery in flight to a replaced inbox is not lost: it comes again after `ack_wait`.
 """

@@ -29,6 +29,7 @@ from mesh.resilience.classify import Meaning, Rules, classify
 from mesh.resilience.retry import Ledger, spent_throttles, throttled_wait_s, wait_s
 from mesh.runtime.host import Attempt, Host
 from mesh.runtime.verdict import Answer, HandBack, Park, Reason, Retry, Verdict
+from mesh.telemetry.masked import masked
 from mesh.telemetry.tracing import carried
 from mesh.workflow.closing import CLOSING, closing_of, conclude, value_to_close
 from mesh.workflow.durable import DurableContext, Unwinding
@@ -436,9 +437,9 @@ def answer(
 
 
 def failed(kind: FailureKind, error: Exception, told: str = "") -> Failure:
-    """An exception as data, in the words of `told` if there are any."""
+    """An exception as data, in the words of `told` if there are any; addresses lose their user information."""
     path = error.path if isinstance(error, ContractError) else ""
-    message = (told or str(error))[:2_000] or type(error).__name__
+    message = masked(told or str(error))[:2_000] or type(error).__name__
     return Failure(kind=kind, error=type(error).__name__, message=message, path=path)
 
 

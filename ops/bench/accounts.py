@@ -20,12 +20,12 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+
+from mesh import Mesh
 from mesh.auth.access import JetStreamLimits
 from mesh.auth.accounts import MeshRights, accounts_text
 from mesh.auth.keys import new_seed, public_key
 from mesh.auth.rights import Declared, inbox_prefix, rights_of
-
-from mesh import Mesh
 from mesh.local.server import LocalServer
 from ops.bench.throughput import PEERS, WARM_UP, Worker, echo, measure, round_trips, settings_of
 

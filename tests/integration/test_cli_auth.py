@@ -20,6 +20,7 @@ from mesh.settings import Settings
 from mesh.testing import eventually
 from mesh.testing.cluster import free_ports
 from tests.integration.conftest import CommandLine
+from tests.security.scene import closed
 
 ACCESS = """\
 meshes:
@@ -146,16 +147,15 @@ async def test_the_single_server_and_the_cluster_take_users_over_tls(line: Comma
                 nats_tls_ca=line.folder / "tls/ca.crt",
                 replicas=replicas,
             )
-            made = await eventually(partial(made_on, settings), within_s=60.0)
-
-            assert "MESH" in made
+            assert "MESH" in await eventually(partial(made_on, settings), within_s=60.0)
 
 
 async def made_on(settings: Settings) -> tuple[str, ...]:
-    """The streams that were made; none while the servers are not there yet."""
+    """The streams that are there; none while the servers are not there yet."""
     try:
         async with Bus.connect(settings, "ops") as bus:
-            return (await topology.ensure(bus, topology.streams(settings))).created
+            await topology.ensure(bus, topology.streams(settings))
+            return tuple(spec.name for spec in topology.streams(settings))
     except (BusError, SetupError) as error:
         print(error)  # noqa: T201  # shown where the test fails
         return ()
@@ -222,12 +222,16 @@ async def connected(url: str, seed: str) -> "nats.NATS":
         return None
 
     async def attempt() -> "nats.NATS | None":
+        found = nats.NATS()
         try:
-            return await nats.connect(
-                url, nkeys_seed_str=seed, allow_reconnect=False, error_cb=quiet, connect_timeout=2
-            )
+            await found.connect(url, nkeys_seed_str=seed, allow_reconnect=False, error_cb=quiet, connect_timeout=2)
         except (ConnectionRefusedError, nats.errors.NoServersError):
+            await closed(found)
             return None
+        except nats.errors.Error:
+            await closed(found)
+            raise
+        return found
 
     async with asyncio.timeout(10):
         found = await eventually(attempt)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -258,7 +258,7 @@ class Behind:
         try:
             yield raw
         finally:
-            await raw.nc.close()
+            await closed(raw.nc)
 
     @asynccontextmanager
     async def client(self, user: str, **more: Any) -> AsyncIterator[Mesh]:
@@ -315,9 +315,7 @@ async def behind_permissions(folder: Path, access: dict[str, Any] = ACCESS) -> A
     """A server with the generated accounts, on which an operator has made the streams of the mesh."""
     read = read_access(access)
     seeds = {user: new_seed() for mesh in read.meshes.values() for user, _ in mesh.users()}
-    folder.mkdir(parents=True, exist_ok=True)
-    for user, seed in seeds.items():
-        (folder / f"{user}.nk").write_text(seed)
+    _write(folder, seeds)
     meshes = [
         MeshRights(
             each.prefix, rights_of(each), {user: [public_key(seed)] for user, seed in seeds.items()}, mesh.jetstream
@@ -337,6 +335,22 @@ async def behind_permissions(folder: Path, access: dict[str, Any] = ACCESS) -> A
         yield behind
     finally:
         server.stop()
+
+
+async def closed(nc: NatsClient) -> None:
+    """Close a connection that the server ended, its socket included, which nats-py leaves open."""
+    with suppress(nats.errors.Error, OSError):
+        await nc.close()
+    if nc._transport is not None:
+        nc._transport.close()
+        with suppress(nats.errors.Error, OSError):
+            await nc._transport.wait_closed()
+
+
+def _write(folder: Path, seeds: dict[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for user, seed in seeds.items():
+        (folder / f"{user}.nk").write_text(seed)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""A peer and a client with valid credentials who mean harm, on a real server, while a victim works: nothing comes of it.
+"""A peer and a client with valid credentials who mean harm, on a real server, while a victim works.
 
 The table of `docs/security.md` is made of the same attempts: `python -m tests.security.test_hostile` prints it.
 """

@@ -18,6 +18,7 @@ from pydantic_ai.models import Model
 
 from mesh.errors import Permanent, TaskError, Throttled, Transient
 from mesh.resilience.classify import THROTTLING, THROTTLING_IF_TIMED, retry_after_s
+from mesh.telemetry.masked import masked
 
 TRY_AGAIN: Final = frozenset({408, 409, 423, 425})
 """Statuses below 500 that another attempt may not meet again."""
@@ -65,5 +66,5 @@ def _translate(error: AgentRunError, llm: Agent[Any, Any]) -> TaskError:
 def _where(llm: Agent[Any, Any]) -> str:
     model = llm.model
     if isinstance(model, Model):
-        return model.base_url or model.model_id
+        return masked(model.base_url or model.model_id)
     return str(model)

@@ -37,6 +37,7 @@ from mesh.ext.pydantic_ai.naming import base_name, numbered
 from mesh.ext.pydantic_ai.price import usd_of
 from mesh.ext.pydantic_ai.spans import Replaying
 from mesh.payload import encode
+from mesh.telemetry.masked import masked
 
 P = TypeVar("P")
 W = TypeVar("W")
@@ -192,7 +193,7 @@ def _model_digest(params: ModelRequestParams) -> str:
     configured = [
         model.model_name,
         model.system,
-        model.base_url or "",
+        masked(model.base_url or ""),
         repr(sorted((params.model_settings or {}).items())),
     ]
     return digest(encode(configured))
