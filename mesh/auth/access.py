@@ -9,6 +9,7 @@ meshes:
       shop: {calls: [triage]}
       people: {signals: {human: [answer]}}   # may answer what `human` asks
     operators: [ops]
+    restorers: [vault]                       # `mesh restore`, and nothing in between
     monitors: [watch]
     jetstream: {max_file: 20GB}              # what its streams may take
 """
@@ -27,7 +28,7 @@ USER_LENGTH_MAX: Final = 40
 _USER: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _SIZE: Final = re.compile(r"[1-9][0-9]*(K|M|G|T)?B?")
 
-Role = Literal["peer", "client", "operator", "monitor"]
+Role = Literal["peer", "client", "operator", "restorer", "monitor"]
 
 
 def _user(name: str) -> str:
@@ -117,6 +118,9 @@ class MeshAccess(_Strict):
     peers: dict[User, PeerAccess] = {}
     clients: dict[User, ClientAccess] = {}
     operators: tuple[User, ...] = ()
+    restorers: tuple[User, ...] = Field(
+        default=(), description="Users of the account that holds the streams: the server restores for no other."
+    )
     monitors: tuple[User, ...] = ()
     jetstream: JetStreamLimits = JetStreamLimits()
 
@@ -125,6 +129,7 @@ class MeshAccess(_Strict):
         yield from ((user, "peer") for user in self.peers)
         yield from ((user, "client") for user in self.clients)
         yield from ((user, "operator") for user in self.operators)
+        yield from ((user, "restorer") for user in self.restorers)
         yield from ((user, "monitor") for user in self.monitors)
 
 

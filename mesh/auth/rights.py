@@ -58,6 +58,7 @@ class Declared:
     peers: tuple[Peer, ...] = ()
     clients: tuple[Client, ...] = ()
     operators: tuple[str, ...] = ()
+    restorers: tuple[str, ...] = ()
     monitors: tuple[str, ...] = ()
 
 
@@ -90,12 +91,13 @@ class Rights:
 
 
 def rights_of(declared: Declared) -> tuple[Rights, ...]:
-    """The rights of every user of a mesh: peers, clients, operators and monitors, in the order of their declaration."""
+    """The rights of every user of a mesh: peers, clients, operators, restorers and monitors, each as declared."""
     whole = _Whole(declared)
     return (
         *(Rights(peer.user, "peer", tuple(whole.of_peer(peer))) for peer in declared.peers),
         *(Rights(client.user, "client", tuple(whole.of_client(client))) for client in declared.clients),
         *(Rights(user, "operator", tuple(whole.of_operator(user))) for user in declared.operators),
+        *(Rights(user, "restorer", tuple(whole.of_operator(user))) for user in declared.restorers),
         *(Rights(user, "monitor", tuple(whole.of_monitor(user))) for user in declared.monitors),
     )
 

@@ -141,6 +141,7 @@ def _declared(prefix: str, mesh: "MeshAccess") -> "Declared":
         peers=tuple(_peer(user, peer) for user, peer in mesh.peers.items()),
         clients=tuple(Client(user, client.calls, client.signals) for user, client in mesh.clients.items()),
         operators=mesh.operators,
+        restorers=mesh.restorers,
         monitors=mesh.monitors,
     )
 

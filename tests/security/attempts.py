@@ -762,7 +762,7 @@ async def _(stage: Stage) -> None:
     "connect without a key, or with one that the server does not know",
     "nobody",
     "server rule",
-    "refused; the account that holds the streams has no users at all",
+    "refused; the account that holds the streams has no users but those named as `restorers`",
 )
 async def _(stage: Stage) -> None:
     seed = new_seed()
