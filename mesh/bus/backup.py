@@ -96,9 +96,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...]
     streams: tuple[StreamPart, ...]
 
-    def stream(self, name: str) -> StreamPart | None:
-        return next((part for part in self.streams if part.name == name), None)
-
 
 class Late(msgspec.Struct, frozen=True):
     """A message that was stored after a stream's snapshot was begun."""
