@@ -612,6 +612,12 @@ def consumer_name(capability: str, lane: str = "") -> str:
     return f"{capability}@{lane}" if lane else capability
 
 
+def served_by(consumer: str) -> str:
+    """The capability whose consumer it is, by its name; empty for somebody's own."""
+    capability, _, lane = consumer.partition("@")
+    return capability if is_capability(capability) and (not lane or lane in LANES) else ""
+
+
 _KINDS = {str(kind) for kind in Kind}
 _NAMED = ("step", "timer", "due")
 

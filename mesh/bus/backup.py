@@ -37,12 +37,13 @@ from contracts import wire
 from contracts.errors import ContractError
 from contracts.line import LineMark
 from contracts.outcome import Outcome
-from contracts.subjects import LANES, is_capability
+from contracts.subjects import LANES, is_capability, served_by
 from mesh.bus import topology
 from mesh.bus.commit import relay
 from mesh.bus.connection import Bus, Headers
 from mesh.bus.records import read, read_range
 from mesh.bus.replies import ApiError
+from mesh.bus.survey import server_version
 from mesh.errors import BusError, BusUnavailable, PublishUnconfirmed, SequenceConflict, SetupError
 
 log = logging.getLogger("mesh.bus")
@@ -95,9 +96,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...]
     streams: tuple[StreamPart, ...]
 
-    def stream(self, name: str) -> StreamPart | None:
-        return next((part for part in self.streams if part.name == name), None)
-
 
 class Late(msgspec.Struct, frozen=True):
     """A message that was stored after a stream's snapshot was begun."""
@@ -122,7 +120,7 @@ async def backup(bus: Bus, folder: Path, *, mesh_version: str, told: Callable[[s
         BusUnavailable, PublishUnconfirmed: the connection broke, or the server does not answer.
     """
     subjects, began_at = bus.subjects, time.time()
-    streams = await mesh_streams(bus)
+    streams = await topology.existing(bus)
     if subjects.stream not in streams:
         raise SetupError(f"there is no stream {subjects.stream}: MESH_PREFIX names another mesh, or none was made")
     _make_room(folder)
@@ -141,7 +139,7 @@ async def backup(bus: Bus, folder: Path, *, mesh_version: str, told: Callable[[s
         began_at=began_at,
         ended_at=time.time(),
         mesh_version=mesh_version,
-        server_version=str(bus.nc.connected_server_version).strip("<>").rpartition(" ")[2].removeprefix("v"),
+        server_version=server_version(bus),
         capabilities=tuple(sorted(await capabilities(bus))),
         streams=tuple(parts.values()),
     )
@@ -151,21 +149,10 @@ async def backup(bus: Bus, folder: Path, *, mesh_version: str, told: Callable[[s
 
 async def capabilities(bus: Bus) -> set[str]:
     """Capabilities that have consumers, or for which something is queued, running or parked."""
-    found = {name.partition("@")[0] for name in await topology.served(bus)}
+    found = {served_by(name) for name in await topology.served(bus)}
     for pattern in (*(bus.subjects.tasks_of(lane=lane) for lane in ("", *LANES)), bus.subjects.parks_of()):
         found |= {bus.subjects.capability_of(subject) for subject in await topology.queued(bus, pattern)}
     return {name for name in found if is_capability(name)}
-
-
-async def mesh_streams(bus: Bus) -> list[str]:
-    """Names of the streams of this mesh that exist."""
-    found: list[str] = []
-    while True:
-        page = await bus.api("STREAM.NAMES", {"offset": len(found)})
-        found += page.get("streams") or ()
-        if len(found) >= page.get("total", 0) or not page.get("streams"):
-            break
-    return sorted(name for name in found if bus.subjects.is_own_stream(name))
 
 
 async def take(bus: Bus, stream: str, folder: Path) -> StreamPart:

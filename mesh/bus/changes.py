@@ -58,7 +58,6 @@ class Holds:
 
     messages: int = 0
     bytes: int = 0
-    replicas: int = 1
 
 
 def changes(spec: Spec, account: Mapping[str, Any] | None) -> tuple[Change, ...]:
@@ -69,9 +68,7 @@ def changes(spec: Spec, account: Mapping[str, Any] | None) -> tuple[Change, ...]
             means += "; the mesh does without it where the server refuses it"
         return (Change(spec, Way.MAKE, means),)
     state = account.get("state") or {}
-    holds = Holds(
-        int(state.get("messages", 0)), int(state.get("bytes", 0)), int(account["config"].get("num_replicas") or 1)
-    )
+    holds = Holds(int(state.get("messages", 0)), int(state.get("bytes", 0)))
     return tuple(_change(found, holds) for found in differences(spec, account["config"]))
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
-from contracts.subjects import LANES, is_capability
+from contracts.subjects import LANES, served_by
 from mesh.bus import shared_timers, topology
 from mesh.bus.changes import Change, Way, allowed, changes
 from mesh.bus.connection import Bus
@@ -60,14 +60,15 @@ class Done:
 
 
 async def wanted(bus: Bus, *, named: Mapping[str, int], bounds: Mapping[str, int]) -> list[Spec]:
-    """Every stream and consumer that the mesh should have: of `named` capabilities and of those that have consumers.
+    """Every stream and consumer that the mesh should have: of `named` capabilities and of those that have any.
 
     `named` and `bounds` say how many tasks may wait for a capability, `named` first; of a queue in neither, and of one
     that exists and is named with 0, nothing is wanted.
     """
     settings, specs = bus.settings, list(topology.of_mesh(bus.settings))
     there = await _consumers(bus)
-    for capability in sorted({_capability(name) for name in there} - {""} | set(named)):
+    capabilities = {served_by(name) for name in there} - {""} | set(named)
+    for capability in sorted(capabilities):
         bound = named.get(capability) or bounds.get(capability)
         for spec in topology.of_capability(settings, capability, queue_max=bound):
             if bound is None and spec.stream == settings.subjects.stream and spec.name not in there:
@@ -77,7 +78,9 @@ async def wanted(bus: Bus, *, named: Mapping[str, int], bounds: Mapping[str, int
                 specs.append(spec)
         more = [lane for lane in LANES if lane not in ORDER and f"{capability}@{lane}" in there]
         specs += [topology.consumer(settings, capability, lane, queue_max=bound) for lane in more]
-    return specs
+    # A schedule may be set for a capability before its first peer starts.
+    timed = {name.removeprefix(bus.subjects.timer_streams) for name in await topology.timer_streams(bus)}
+    return [*specs, *(topology.timers(settings, capability) for capability in sorted(timed - capabilities))]
 
 
 async def look(bus: Bus, specs: Iterable[Spec], *, served: Iterable[str]) -> Plan:
@@ -87,8 +90,9 @@ async def look(bus: Bus, specs: Iterable[Spec], *, served: Iterable[str]) -> Pla
         found.append(Change(shared, Way.MOVE, shared_timers.MEANS))
     for spec in specs:
         found += changes(spec, await topology.inspect(bus, spec))
-    kept = {_capability(name) for name in await _consumers(bus)} - {""}
-    return Plan(tuple(found), tuple([await _unserved(bus, name) for name in sorted(kept - set(served))]))
+    consumers = await _consumers(bus)
+    kept = {served_by(name) for name in consumers} - {""}
+    return Plan(tuple(found), tuple([await _unserved(bus, name, consumers) for name in sorted(kept - set(served))]))
 
 
 async def carry_out(bus: Bus, specs: Sequence[Spec], *, with_care: bool = False) -> list[Done]:
@@ -97,13 +101,20 @@ async def carry_out(bus: Bus, specs: Sequence[Spec], *, with_care: bool = False)
     What needs care is left alone unless `with_care`; what JetStream does not change is always left alone. What the
     server refuses is told and does not keep the rest from being done.
 
+    Cancelled or failed midway, what was done stays.
+
     Raises:
         BusUnavailable, PublishUnconfirmed: no answer, although it was asked several times.
+        BusError: timers that capabilities shared cannot be copied; those that are left stay where they are.
     """
     done: list[Done] = []
     made: list[Change] = []
     if (shared := await shared_timers.found(bus)) is not None:
-        await patiently(partial(shared_timers.give_up_subjects, bus, shared))
+        try:
+            await patiently(partial(shared_timers.give_up_subjects, bus, shared))
+        except SetupError as error:
+            done.append(Done(f"stream {shared}", is_done=False, reason=str(error)))
+            shared = None
     # Consumers need their streams.
     for spec in sorted(specs, key=lambda spec: spec.kind == "consumer"):
         account = await patiently(partial(topology.inspect, bus, spec))
@@ -141,10 +152,13 @@ async def carry_out(bus: Bus, specs: Sequence[Spec], *, with_care: bool = False)
 async def prune(bus: Bus, capability: str) -> list[Done]:
     """Delete the consumers and the timers' stream of a capability. Safe to repeat.
 
-    A task that is submitted meanwhile stays in the stream, and the next peer of the capability makes its consumers.
+    A task that is submitted meanwhile stays in the stream, and the next peer of the capability makes its consumers. The
+    server deletes no stream on condition: a timer that is set at the very moment of it goes with it.
 
     Raises:
-        SetupError: tasks or parks stand for it, or timers are set; nothing was deleted.
+        SetupError: tasks or parks stand for it, or timers are set; nothing was deleted, or (where they came meanwhile)
+            the consumers alone.
+        ApiError: the server refuses; it wants an operator's rights.
     """
     stands = await _stands_for(bus, capability)
     if stands:
@@ -152,7 +166,7 @@ async def prune(bus: Bus, capability: str) -> list[Done]:
         raise SetupError(f"{capability} is not deleted: {told} stand for it; let a peer finish them, or cancel them")
     done: list[Done] = []
     for name in sorted(await _consumers(bus)):
-        if _capability(name) != capability:
+        if served_by(name) != capability:
             continue
         try:
             await bus.api(f"CONSUMER.DELETE.{bus.subjects.stream}.{name}")
@@ -161,6 +175,8 @@ async def prune(bus: Bus, capability: str) -> list[Done]:
                 raise
         else:
             done.append(Done(f"deleted consumer {bus.subjects.stream} > {name}"))
+    if set_meanwhile := await _timers_set(bus, capability):
+        raise SetupError(f"the timers of {capability} are not deleted: {set_meanwhile:,} were set meanwhile")
     stream = bus.subjects.timer_stream(capability)
     try:
         await bus.api(f"STREAM.DELETE.{stream}")
@@ -172,10 +188,10 @@ async def prune(bus: Bus, capability: str) -> list[Done]:
     return done
 
 
-async def _unserved(bus: Bus, capability: str) -> Unserved:
+async def _unserved(bus: Bus, capability: str, consumers: Iterable[str]) -> Unserved:
     waiting = in_hand = 0
-    for name in await _consumers(bus):
-        if _capability(name) == capability:
+    for name in consumers:
+        if served_by(name) == capability:
             info = await topology.inspect(bus, topology.consumer(bus.settings, capability, name.partition("@")[2]))
             waiting += info["num_pending"] if info else 0
             in_hand += info["num_ack_pending"] if info else 0
@@ -187,15 +203,19 @@ async def _stands_for(bus: Bus, capability: str) -> dict[str, int]:
     tasks = [await topology.count(bus, subjects.tasks_of(capability, lane)) for lane in ("", *LANES)]
     wakes = [await topology.count(bus, wakes) for wakes in subjects.wakes_of(capability)]
     found = {"tasks": sum(tasks), "wakes": sum(wakes), "parks": len(await _parked(bus, capability))}
-    timers = await topology.inspect(bus, topology.timers(bus.settings, capability))
-    found["timers and schedules"] = int(timers["state"]["messages"]) if timers else 0
+    found["timers and schedules"] = await _timers_set(bus, capability)
     return {what: count for what, count in found.items() if count}
+
+
+async def _timers_set(bus: Bus, capability: str) -> int:
+    stream = await topology.inspect(bus, topology.timers(bus.settings, capability))
+    return int(stream["state"]["messages"]) if stream else 0
 
 
 async def _parked(bus: Bus, capability: str) -> list[str]:
     """Subjects of a capability's parks without a result; of those that have one nothing is left to do."""
     subjects = bus.subjects
-    parks = list(await topology.queued(bus, subjects.parks_of(capability)))
+    parks = await topology.every_queued(bus, subjects.parks_of(capability))
     results = [subjects.result(subjects.parse(park).identity) for park in parks]
     found = await read_many(bus, results)
     return [park for park, result in zip(parks, found, strict=True) if result is None]
@@ -208,12 +228,6 @@ async def _consumers(bus: Bus) -> set[str]:
         if error.code == STREAM_NOT_FOUND:
             return set()
         raise
-
-
-def _capability(consumer: str) -> str:
-    """The capability whose consumer it is by its name; empty for somebody's own."""
-    name, _, lane = consumer.partition("@")
-    return name if is_capability(name) and (not lane or lane in LANES) else ""
 
 
 async def patiently(ask: Callable[[], Awaitable[T]]) -> T:

@@ -84,7 +84,7 @@ async def restore(
             f"this is a backup of the mesh {manifest.prefix!r}; MESH_PREFIX names {subjects.prefix!r}, and a record's"
             " subjects cannot be changed"
         )
-    there = await backup.mesh_streams(bus)
+    there = await topology.existing(bus)
     if there and not replace:
         raise SetupError(
             f"the mesh has streams: {', '.join(there)}; a restore takes their place with --replace, and what they hold"
@@ -143,7 +143,7 @@ async def _until_led(bus: Bus, stream: str) -> None:
         BusUnavailable, PublishUnconfirmed: one does not, for long.
     """
     await patiently(partial(bus.api, f"STREAM.INFO.{stream}"))
-    for name in await consumers_of(bus, stream):
+    for name in await patiently(partial(topology.consumers_of, bus, stream)):
         await patiently(partial(bus.api, f"CONSUMER.INFO.{stream}.{name}"))
 
 
@@ -183,26 +183,16 @@ async def _drop_stale(bus: Bus) -> dict[str, int]:
 
 
 async def _hand_out_again(bus: Bus, part: StreamPart) -> None:
-    for name in await consumers_of(bus, part.name):
+    for name in await patiently(partial(topology.consumers_of, bus, part.name)):
         again = partial(bus.api, f"CONSUMER.RESET.{part.name}.{name}", {"seq": max(1, int(part.state["first_seq"]))})
         await patiently(again)
-
-
-async def consumers_of(bus: Bus, stream: str) -> list[str]:
-    """Names of a stream's consumers."""
-    found: list[str] = []
-    while True:
-        page = await patiently(partial(bus.api, f"CONSUMER.NAMES.{stream}", {"offset": len(found)}))
-        found += page.get("consumers") or ()
-        if len(found) >= page["total"] or not page.get("consumers"):
-            return found
 
 
 async def _queued(bus: Bus) -> list[Unsettled]:
     subjects = bus.subjects
     found: dict[Identity, Unsettled] = {}
     for lane in ("", *LANES):
-        for subject in await topology.queued(bus, subjects.tasks_of(lane=lane)):
+        for subject in await topology.every_queued(bus, subjects.tasks_of(lane=lane)):
             task = subjects.parse(subject).identity
             found[task] = Unsettled(task, lane)
     results = await read_many(bus, [subjects.result(task) for task in found])
@@ -212,7 +202,7 @@ async def _queued(bus: Bus) -> list[Unsettled]:
 
 async def _parked(bus: Bus) -> list[Unsettled]:
     subjects = bus.subjects
-    tasks = [subjects.parse(subject).identity for subject in await topology.queued(bus, subjects.parks_of())]
+    tasks = [subjects.parse(subject).identity for subject in await topology.every_queued(bus, subjects.parks_of())]
     results = await read_many(bus, [subjects.result(task) for task in tasks])
     return [Unsettled(task, is_parked=True) for task, result in zip(tasks, results, strict=True) if result is None]
 

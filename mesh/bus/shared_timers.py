@@ -8,19 +8,23 @@ A timer may fire in both: a wake too many says nothing. Peers of the older versi
 they hold is handed on when they are stopped.
 """
 
+import logging
 from contextlib import suppress
 from typing import Final
 
 from contracts import headers as names
 from contracts import wire
+from contracts.errors import ContractError
 from contracts.workflow import Recurring
 from mesh.bus import topology
 from mesh.bus.connection import Bus, Headers
-from mesh.bus.records import Stored, read_range
+from mesh.bus.records import LAST, Stored, read_range
 from mesh.bus.replies import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, ApiError
 from mesh.bus.timers import submit_tick
 from mesh.bus.topology import Spec
-from mesh.errors import SequenceConflict, SetupError
+from mesh.errors import BusUnavailable, SequenceConflict, SetupError
+
+log = logging.getLogger("mesh.bus")
 
 MEANS: Final = (
     "each capability has a stream of its own for timers now. Stop the peers of the older version first, they do not go"
@@ -61,22 +65,30 @@ async def give_up_subjects(bus: Bus, shared: Spec) -> None:
 async def move(bus: Bus, shared: Spec) -> int:
     """Copy what the shared stream holds to the streams of each capability, then delete it. Safe to repeat.
 
-    How many messages it held.
+    How many messages it held. A schedule that cannot be read is dropped, as it is when it fires.
 
     Raises:
-        SetupError: the server refuses a stream that is needed.
+        SetupError, TopologyDrift: a stream that is needed cannot be made, or is not as it must be.
+        PublishRejected: a copy is refused.
+        BusUnavailable, PublishUnconfirmed: no answer, or not all could be read; repeat it.
     """
     account = await topology.inspect(bus, shared)
     if account is None:
         return 0
     count, made = 0, set[str]()
     last = int(account["state"]["last_seq"])
-    async for stored in read_range(bus, shared.name, ">", last=last):
-        await _copy(bus, stored, made)
-        count += 1
-    # What fired meanwhile: the schedule it came from may have fired before its copy was set.
-    async for stored in read_range(bus, shared.name, ">", first=last + 1):
-        await _copy(bus, stored, made)
+    # The second time for what fired meanwhile: the schedule it came from may have fired before its copy was set.
+    for first, until in ((1, last), (last + 1, LAST)):
+        async for stored in read_range(bus, shared.name, ">", first=first, last=until):
+            try:
+                await _copy(bus, stored, made)
+            except ContractError as error:
+                log.error("%s cannot be read, it is dropped: %s", stored.subject, error)
+            count += 1
+    left = await topology.inspect(bus, shared)
+    # Any replica may have answered, and one that lags has less than there is.
+    if left is not None and count < int(left["state"]["messages"]):
+        raise BusUnavailable(f"of {left['state']['messages']:,} messages of {shared} only {count:,} could be read")
     try:
         await bus.api(f"STREAM.DELETE.{shared.name}")
     except ApiError as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 import nats.errors
 
-from contracts.subjects import check_capability
+from contracts.subjects import served_by
 from mesh.bus import control, topology
 from mesh.bus.connection import Bus
 from mesh.bus.glance import standing
@@ -21,7 +21,7 @@ from mesh.bus.queues import bound_of
 from mesh.bus.records import unix
 from mesh.bus.replies import ApiError
 from mesh.bus.topology import Difference, Spec
-from mesh.errors import BusUnavailable, ContractError, PublishUnconfirmed
+from mesh.errors import BusUnavailable, PublishUnconfirmed
 
 ROUND_TRIPS = 7
 FLUSH_WITHIN_S = 5
@@ -94,8 +94,12 @@ async def server(bus: Bus) -> Server:
         except (nats.errors.Error, TimeoutError) as error:
             raise BusUnavailable(f"the server does not answer within {FLUSH_WITHIN_S} s") from error
         took_s.append(time.perf_counter() - began)
-    version = str(bus.nc.connected_server_version).strip("<>").rpartition(" ")[2].removeprefix("v")
-    return Server(version, await _api_level(bus), statistics.median(took_s))
+    return Server(server_version(bus), await _api_level(bus), statistics.median(took_s))
+
+
+def server_version(bus: Bus) -> str:
+    """The version of the server that this bus is connected to, as `2.15.1`."""
+    return str(bus.nc.connected_server_version).strip("<>").rpartition(" ")[2].removeprefix("v")
 
 
 async def streams(bus: Bus, bounds: Mapping[str, int] = NO_BOUNDS) -> Streams | None:
@@ -127,12 +131,7 @@ async def streams(bus: Bus, bounds: Mapping[str, int] = NO_BOUNDS) -> Streams | 
 async def of_capabilities(bus: Bus, bounds: Mapping[str, int] = NO_BOUNDS) -> list[Spec]:
     """What the capabilities need that the mesh's stream has consumers for, as this version and the peers want it."""
     wanted: list[Spec] = []
-    for capability in sorted({name.partition("@")[0] for name in await topology.served(bus)}):
-        try:
-            check_capability(capability)
-        except ContractError:
-            # Somebody's own consumer; it is none of ours.
-            continue
+    for capability in sorted({served_by(name) for name in await topology.served(bus)} - {""}):
         wanted += topology.of_capability(bus.settings, capability, queue_max=bounds.get(capability))
     return wanted
 

@@ -2,12 +2,12 @@
 
 `ensure` creates what is missing and compares what exists; it never changes it. A difference in what the
 promises rest on is refused, a difference in a tunable (limits, replicas, waits) is reported and kept: an
-operator may have set it. `migrate` makes the server follow, where JetStream allows it.
+operator may have set it. `mesh.bus.plan` makes the server follow, where JetStream allows it.
 """
 
 import asyncio
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -78,10 +78,9 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Ensured:
-    """What `ensure` found: names it made or changed, tunables that differ, and why what is optional is not there."""
+    """What `ensure` found: names it made, tunables that differ, and why what is optional is not there."""
 
     created: tuple[str, ...] = ()
-    migrated: tuple[str, ...] = ()
     tolerated: tuple[Difference, ...] = ()
     refused: tuple[str, ...] = ()
 
@@ -310,18 +309,16 @@ def ack_wait_s(settings: Settings, tolerated: Iterable[Difference]) -> float:
     return float(min((settings.ack_wait_s, *shorter)))
 
 
-async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> Ensured:
+async def ensure(bus: Bus, specs: Iterable[Spec]) -> Ensured:
     """Create what is missing, compare what exists. Safe to repeat and to race.
 
-    With `migrate` what differs is changed on the server.
-
     Raises:
-        TopologyDrift: something essential differs (and, with `migrate`, cannot be changed).
+        TopologyDrift: something essential differs.
+        TopologyMissing: something is missing, and only an operator can make it.
         SetupError: the server cannot hold what is asked for, and it is not optional.
         BusUnavailable, PublishUnconfirmed: no answer now; repeat it.
     """
     created: list[str] = []
-    migrated: list[str] = []
     tolerated: list[Difference] = []
     refused: list[str] = []
     for spec in specs:
@@ -337,18 +334,14 @@ async def ensure(bus: Bus, specs: Sequence[Spec], *, migrate: bool = False) -> E
                 continue
             actual = await appeared(bus, spec)
         found = differences(spec, actual["config"])
-        if found and migrate:
-            await update(bus, spec, actual["config"])
-            migrated.append(str(spec))
-        elif any(difference.is_essential for difference in found):
+        if any(difference.is_essential for difference in found):
             told = "; ".join(str(difference) for difference in found if difference.is_essential)
             raise TopologyDrift(
                 f"{told}. Nothing was changed: `mesh topology plan` shows the whole"
                 f" difference, `mesh topology apply` changes the server, MESH_PREFIX names another mesh"
             )
-        else:
-            tolerated += found
-    return Ensured(tuple(created), tuple(migrated), tuple(tolerated), tuple(refused))
+        tolerated += found
+    return Ensured(tuple(created), tuple(tolerated), tuple(refused))
 
 
 async def inspect(bus: Bus, spec: Spec) -> dict[str, Any] | None:
@@ -363,8 +356,18 @@ async def inspect(bus: Bus, spec: Spec) -> dict[str, Any] | None:
 
 async def served(bus: Bus) -> set[str]:
     """Names of the durable consumers on the mesh's stream from which peers pull."""
-    names = await _names(bus, f"CONSUMER.NAMES.{bus.subjects.stream}", "consumers", {})
-    return names - {KEEPER}
+    return await consumers_of(bus, bus.subjects.stream) - {KEEPER}
+
+
+async def consumers_of(bus: Bus, stream: str) -> set[str]:
+    """Names of all consumers of a stream."""
+    return await _names(bus, f"CONSUMER.NAMES.{stream}", "consumers", {})
+
+
+async def existing(bus: Bus) -> list[str]:
+    """Names of the streams of this mesh that exist."""
+    names = await _names(bus, "STREAM.NAMES", "streams", {})
+    return sorted(name for name in names if bus.subjects.is_own_stream(name))
 
 
 async def timer_streams(bus: Bus) -> list[str]:
@@ -386,6 +389,22 @@ async def queued(bus: Bus, filter_subject: str) -> dict[str, int]:
     """Subjects of the mesh's stream that a filter matches, at most 100,000, each with its messages."""
     info = await bus.api(f"STREAM.INFO.{bus.subjects.stream}", {"subjects_filter": filter_subject})
     return info["state"].get("subjects") or {}
+
+
+async def every_queued(bus: Bus, filter_subject: str) -> list[str]:
+    """Every subject of the mesh's stream that a filter matches, 100,000 a request.
+
+    What is stored or taken away between two of them may hide others: it is whole where nothing moves.
+    """
+    found: list[str] = []
+    while True:
+        info = await bus.api(
+            f"STREAM.INFO.{bus.subjects.stream}", {"subjects_filter": filter_subject, "offset": len(found)}
+        )
+        page = info["state"].get("subjects") or {}
+        found += page
+        if not page or len(found) >= int(info.get("total", 0)):
+            return found
 
 
 async def count(bus: Bus, filter_subject: str) -> int:

@@ -69,6 +69,7 @@ def plan(
     async def main() -> "Plan":
         async with console.connected() as bus:
             specs, served = await _specs(bus, wanted)
+            _refuse_to_prune(wanted, served)
             return await _look(bus, specs, served)
 
     found = console.run(main())
@@ -92,22 +93,24 @@ def apply(
     """Make and change streams and consumers, and look whether it is so. Safe to repeat, and to run twice at once.
 
     Exits with 0 where all is as wanted then, with 2 where something is left that needs care or cannot be changed in
-    place, with 1 where the server refused something.
+    place, with 1 where the server refused something, or what is to be pruned has tasks.
     """
     from mesh.bus import plan as planning
+    from mesh.errors import SetupError
 
     wanted = _wanted(targets, capabilities, prune)
 
     async def main() -> "tuple[list[Done], Plan]":
         async with console.connected() as bus:
             specs, served = await _specs(bus, wanted)
+            _refuse_to_prune(wanted, served)
             done = await planning.carry_out(bus, specs, with_care=with_care)
             for name in wanted.prunes:
-                if name in served:
-                    raise console.Failed(f"{name} is not deleted: live peers serve it, or it is named here")
-                done += await planning.prune(bus, name)
+                try:
+                    done += await planning.prune(bus, name)
+                except SetupError as error:
+                    done.append(planning.Done(f"consumers of {name}", is_done=False, reason=str(error)))
             specs, served = await _specs(bus, wanted)
-            specs = [spec for spec in specs if not _is_of(spec, wanted.prunes)]
             return done, await _look(bus, specs, served)
 
     done, left = console.run(main())
@@ -156,8 +159,11 @@ async def _look(bus: "Bus", specs: "Sequence[Spec]", served: set[str]) -> "Plan"
     return await planning.look(bus, specs, served=served)
 
 
-def _is_of(spec: "Spec", capabilities: "Sequence[str]") -> bool:
-    return spec.kind == "consumer" and spec.name.partition("@")[0] in capabilities
+def _refuse_to_prune(wanted: Wanted, served: set[str]) -> None:
+    if kept := sorted(served.intersection(wanted.prunes)):
+        raise console.Failed(
+            f"{', '.join(kept)} would not be deleted: live peers serve it, or it is named here; nothing was changed"
+        )
 
 
 def _document(plan: "Plan") -> dict[str, Any]:
@@ -203,7 +209,7 @@ def _line(change: "Change") -> str:
     return f"{_WORDS[change.way]:<8} {change}\n         {change.means}"
 
 
-_WORDS = {"make": "make", "live": "change", "care": "CARE", "stuck": "CANNOT"}
+_WORDS = {"make": "make", "move": "MOVE", "live": "change", "care": "CARE", "stuck": "CANNOT"}
 
 
 def _told(one: "Unserved") -> str:

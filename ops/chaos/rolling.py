@@ -19,15 +19,12 @@ import sys
 import time
 from collections import defaultdict
 
-from contracts import headers as names
-from contracts.subjects import Identity
 from mesh import Mesh
 from mesh.bus import topology
-from mesh.bus.records import read_many
 from mesh.settings import Settings
 from mesh.testing import eventually
 from mesh.testing.cluster import Cluster, local_cluster
-from ops.chaos.leader_kill import IN_FLIGHT, PAGE, PREFIX, Seen, _is_level, ask, keep_asking, longest_gap, peers
+from ops.chaos.leader_kill import PREFIX, Seen, is_level, lost_of, peers, stalls, under_load
 
 STEADY_S = 3.0
 LEVEL_WITHIN_S = 120.0
@@ -48,7 +45,7 @@ async def restart_each(how: str, cluster: Cluster, watching: Mesh, seen: list[Se
             await asyncio.to_thread(node.stop)
         ended = time.monotonic()
         await asyncio.to_thread(node.restart)
-        await eventually(lambda: _is_level(watching), within_s=LEVEL_WITHIN_S, every_s=0.2)
+        await eventually(lambda: is_level(watching), within_s=LEVEL_WITHIN_S, every_s=0.2)
         until = time.monotonic()
         await asyncio.sleep(STEADY_S)  # what is measured is the time
         told.append(
@@ -85,7 +82,7 @@ async def grow(cluster: Cluster, watching: Mesh, seen: list[Seen]) -> list[dict[
 
     async def has_copies() -> bool:
         info = await watching.bus.api(f"STREAM.INFO.{watching.bus.subjects.stream}")
-        return len(info["cluster"].get("replicas") or ()) == len(cluster.nodes) - 1 and await _is_level(watching)
+        return len(info["cluster"].get("replicas") or ()) == len(cluster.nodes) - 1 and await is_level(watching)
 
     await eventually(has_copies, within_s=LEVEL_WITHIN_S, every_s=0.2)
     until = time.monotonic()
@@ -98,46 +95,19 @@ async def grow(cluster: Cluster, watching: Mesh, seen: list[Seen]) -> list[dict[
     return [told]
 
 
-def stalls(seen: list[Seen], since: float, until: float) -> dict[str, float]:
-    return {
-        "submit_stall_s": round(max(longest_gap(list(one.confirmed.values()), since, until) for one in seen), 2),
-        "result_stall_s": round(max(longest_gap(list(one.answered.values()), since, until) for one in seen), 2),
-        "task_max_s": round(max(took for one in seen for began, _, took in one.took if began + took > since), 2),
-    }
-
-
 async def run(how: str, cluster: Cluster) -> dict[str, object]:
     """One way, under load from its begin to its end."""
     settings = _settings(cluster.url, 1 if how == "replicas" else len(cluster.nodes))
-    seen, stop = [Seen(), Seen()], asyncio.Event()
+    seen = [Seen(), Seen()]
     stored: dict[str, set[int]] = defaultdict(set)
-    async with Mesh.connect(settings=settings) as watching, Mesh.connect(settings=settings) as one_by_one:
-        subjects = watching.bus.subjects
-
-        def echoed(subject: str, _: bytes, headers: dict[str, str]) -> None:
-            stored[subject].add(int(headers.get(names.SEQUENCE, 0)))
-
-        async with (
-            Mesh.connect(settings=settings) as many_at_once,
-            watching.bus.listening(subjects.result_echo[1], echoed),
-            asyncio.TaskGroup() as fibers,
-        ):
-            await ask(one_by_one, Seen(), "first", 0)
-            fibers.create_task(keep_asking(one_by_one, seen[0], "one", stop))
-            for number in range(IN_FLIGHT):
-                fibers.create_task(keep_asking(many_at_once, seen[1], f"many{number}", stop))
-            await eventually(lambda: all(one.answered for one in seen), within_s=LEVEL_WITHIN_S)
+    async with Mesh.connect(settings=settings) as watching:
+        async with under_load(watching, seen, stored):
             doing = grow(cluster, watching, seen) if how == "replicas" else restart_each(how, cluster, watching, seen)
             rounds = await doing
-            stop.set()
-        confirmed = [key for one in seen for key in one.confirmed]
-        records = [subjects.result(Identity("echo", key)) for key in confirmed]
-        lost = 0
-        for start in range(0, len(records), PAGE):
-            lost += (await read_many(watching.bus, records[start : start + PAGE])).count(None)
+        lost = await lost_of(watching, seen)
     return {
         "how": how,
-        "tasks": len(confirmed),
+        "tasks": sum(len(one.confirmed) for one in seen),
         "lost": lost,
         "repeated": sum(len(sequences) > 1 for sequences in stored.values()),
         "failed_submissions": sum(one.failures for one in seen),
@@ -153,7 +123,7 @@ async def _prepare(cluster: Cluster, replicas: int) -> None:
     await cluster.ready()
     settings = _settings(cluster.url, replicas)
     async with Mesh.connect(settings=settings) as mesh:
-        await topology.ensure(mesh.bus, (*topology.streams(settings), *topology.of_capability(settings, "echo")))
+        await topology.ensure(mesh.bus, (*topology.of_mesh(settings), *topology.of_capability(settings, "echo")))
 
 
 def main() -> int:

@@ -338,7 +338,7 @@ async def test_a_user_of_another_account_may_back_up_and_is_refused_a_restore_be
             assert await _known(mesh.bus, [Identity("work", "k")]) == {Identity("work", "k")}
         async with Bus.connect(users["keeper"], "keeper") as bus:
             restored = await restore.restore(bus, tmp_path / "b", replace=True, told=quiet)
-            streams = await backup.mesh_streams(bus)
+            streams = await topology.existing(bus)
     finally:
         server.stop()
 

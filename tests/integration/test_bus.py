@@ -9,7 +9,7 @@ import pytest
 from contracts.subjects import Identity
 from contracts.task import Task
 from mesh import Agent, Mesh
-from mesh.bus import topology
+from mesh.bus import plan, topology
 from mesh.bus.commit import commit, create_once
 from mesh.bus.connection import Bus
 from mesh.bus.pull import Delivery, Pull
@@ -54,14 +54,17 @@ async def test_a_tunable_difference_is_told_and_kept(mesh: Mesh, settings: Setti
     assert (difference.field, difference.actual) == ("max_bytes", settings.stream_bytes_max)
 
 
-async def test_migrating_changes_the_server_on_request(mesh: Mesh, settings: Settings) -> None:
+async def test_an_operator_changes_the_server_and_nothing_else_of_it(mesh: Mesh, settings: Settings) -> None:
     wider = settings.model_copy(update={"stream_bytes_max": 2 * settings.stream_bytes_max, "ack_wait_s": 3.0})
     await topology.ensure(mesh.bus, [topology.consumer(settings, "bill")])
     specs = [*topology.streams(wider), topology.consumer(wider, "bill")]
 
-    ensured = await topology.ensure(mesh.bus, specs, migrate=True)
+    done = await plan.carry_out(mesh.bus, specs)
 
-    assert set(ensured.migrated) == {settings.subjects.stream, f"{settings.subjects.stream} > bill"}
+    assert [(step.what.partition(": ")[0], step.is_done) for step in done] == [
+        (f"changed {settings.subjects.stream}", True),
+        (f"changed {settings.subjects.stream} > bill", True),
+    ]
     assert await topology.ensure(mesh.bus, specs) == topology.Ensured()
     info = await topology.inspect(mesh.bus, specs[-1])
     assert info is not None

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from contracts.subjects import consumer_name
 from mesh import Agent, Context, Handle, Mesh, Overloaded
-from mesh.bus import survey, topology
+from mesh.bus import plan, survey, topology
 from mesh.bus.queues import BOUND, bound_of
-from mesh.bus.topology import consumer, ensure, inspect, queued, streams
+from mesh.bus.topology import consumer, inspect, queued, streams
 from mesh.cli.doctor import queue_bounds
 from mesh.errors import BusUnavailable
 from mesh.local.server import local_server
@@ -211,13 +211,15 @@ async def test_an_operator_changes_the_bound_to_what_the_peers_want_and_nothing_
     body = {"stream_name": spec.stream, "config": config, "action": "update"}
     await mesh.bus.api(f"CONSUMER.CREATE.{spec.stream}.{spec.name}", body)
 
-    ensured = await ensure(mesh.bus, await survey.of_capabilities(mesh.bus, {"work": 8}), migrate=True)
-    again = await ensure(mesh.bus, await survey.of_capabilities(mesh.bus, {"work": 8}), migrate=True)
-    unasked = await ensure(mesh.bus, await survey.of_capabilities(mesh.bus), migrate=True)
+    done = await plan.carry_out(mesh.bus, await survey.of_capabilities(mesh.bus, {"work": 8}))
+    again = await plan.carry_out(mesh.bus, await survey.of_capabilities(mesh.bus, {"work": 8}))
+    unasked = await plan.carry_out(mesh.bus, await survey.of_capabilities(mesh.bus))
 
     after = (await inspect(mesh.bus, spec) or {})["config"]
-    assert sorted(ensured.migrated) == [f"{spec.stream} > {name}" for name in ("work", "work@bulk", "work@urgent")]
-    assert (again.migrated, unasked.migrated) == ((), ())
+    assert sorted(step.what.partition(": ")[0] for step in done) == [
+        f"changed {spec.stream} > {name}" for name in ("work", "work@bulk", "work@urgent")
+    ]
+    assert (again, unasked) == ([], [])
     assert (bound_of(after), after["metadata"]["team"]) == (8, "ours")
     assert {**after, "metadata": None} == {**config, "metadata": None}
 

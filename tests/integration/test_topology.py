@@ -104,17 +104,35 @@ async def test_consumers_that_nobody_serves_are_told_and_go_only_on_request(comm
     told = await command_line("topology", "plan", "--json")
     refused = await command_line("topology", "apply", "--prune", "lookup")
     await mesh.bus.api(f"STREAM.PURGE.{mesh.bus.subjects.stream}", {"filter": mesh.bus.subjects.tasks_of("lookup")})
+    named = await command_line("topology", "apply", "--prune", "lookup", "--capability", "lookup")
     planned = await command_line("topology", "plan", "--prune", "lookup")
     pruned = await command_line("topology", "apply", "--prune", "lookup")
     after = await command_line("topology", "plan", "--json")
 
     assert told.code == 0, told.out
     assert told.document["unserved"] == [{"capability": "lookup", "waiting": 1, "in_hand": 0, "parked": 0}]
-    assert (refused.code, "1 tasks stand for it" in refused.err) == (2, True), refused.err
+    assert (refused.code, "1 tasks stand for it" in refused.out) == (1, True), refused.out + refused.err
+    assert (named.code, "nothing was changed" in named.err) == (1, True), named.out + named.err
     assert (planned.code, "delete   the consumers of lookup" in planned.out) == (2, True)
     assert pruned.code == 0, pruned.out + pruned.err
     assert f"deleted stream {mesh.bus.subjects.timer_stream('lookup')}" in pruned.out
     assert (after.code, after.document["unserved"]) == (0, [])
+
+
+async def test_timers_of_a_capability_that_has_no_consumers_yet_are_seen_to_as_well(
+    command_line: Any, mesh: Mesh
+) -> None:
+    await timers.set_schedule(mesh.bus, "hourly", Recurring(capability="later", payload=1, schedule="@hourly"))
+    spec = topology.timers(mesh.bus.settings, "later")
+    account = await topology.inspect(mesh.bus, spec)
+    assert account is not None
+    await mesh.bus.api(f"STREAM.UPDATE.{spec.name}", {**account["config"], "allow_direct": False})
+
+    applied = await command_line("topology", "apply")
+
+    assert applied.code == 0, applied.out + applied.err
+    assert f"changed {spec}: allow_direct False -> True" in applied.out
+    assert await topology.served(mesh.bus) == set()
 
 
 async def test_peers_with_other_settings_change_nothing_that_is_there(
@@ -236,16 +254,20 @@ async def test_the_shared_stream_of_timers_from_before_is_moved(
     recurring = Recurring(capability="tally", payload=1, schedule="@every 1s")
     cron = {names.SCHEDULE: "@every 1s", names.SCHEDULE_TARGET: f"{subjects.prefix}.tick.count"}
     await bus.store(f"{subjects.prefix}.cron.count", wire.encode(recurring), cron)
+    illegible = {names.SCHEDULE: "@hourly", names.SCHEDULE_TARGET: f"{subjects.prefix}.tick.illegible"}
+    await bus.store(f"{subjects.prefix}.cron.illegible", b"nonsense", illegible)
     if is_cut_short:
         shared = await shared_timers.found(bus)
         assert shared is not None
         await shared_timers.give_up_subjects(bus, shared)
 
     planned = await command_line("topology", "plan", "--json")
+    told = await command_line("topology", "plan")
     applied = await command_line("topology", "apply")
     again = await command_line("topology", "apply")
 
     assert Way.MOVE in {change["way"] for change in planned.document["changes"]}
+    assert (told.code, f"MOVE     move what stream {old} holds" in told.out) == (2, True), told.out + told.err
     assert applied.code == 0, applied.out + applied.err
     assert f"and schedules from {old}, and deleted it" in applied.out
     assert again.code == 0

@@ -137,9 +137,10 @@ async def test_seats_of_a_newer_format_give_nothing_out_and_fail_no_task(
     mesh: Mesh, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs: list[str] = []
+    # Before the peer starts: it may hear of a limit later than of the task.
+    await control.set_limit(mesh.bus, "provider", Limit(concurrent=1, at=1.0))
+    await mesh.bus.store(mesh.bus.subjects.limit("seats", "provider"), newer())
     async with hosting(clerk(runs), settings=settings):
-        await control.set_limit(mesh.bus, "provider", Limit(concurrent=1, at=1.0))
-        await mesh.bus.store(mesh.bus.subjects.limit("seats", "provider"), newer())
         await mesh.submit("seat", 1, key="k")
         await eventually(lambda: any("limit provider: format" in one.getMessage() for one in caplog.records))
         assert await read(mesh.bus, mesh.bus.subjects.result(Identity("seat", "k"))) is None
