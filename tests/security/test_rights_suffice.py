@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.workflow import Verdict
+from mesh.bus.dead_letters import read_dead_letter
 from mesh.client import Mesh
 from mesh.errors import TaskCancelled, TaskFailed
 from mesh.inbox import give, read_inbox
@@ -153,6 +154,28 @@ async def test_a_monitor_sees_what_waits_and_which_peers_there_are_and_nothing_i
     cards = [card for peer in json.loads(text)["peers"] for card in peer["cards"]]
     assert {"desk", "prices", "vault"} <= {card["name"] for card in cards}
     assert behind.refused() == []
+
+
+@pytest.mark.timeout(120)
+async def test_a_monitor_is_told_what_it_may_not_look_at_and_all_the_rest(behind: Behind) -> None:
+    async with behind.client("keeper") as keeper, behind.client("shop") as shop, behind.client("ops") as ops:
+        await keeper.submit("attic", "nobody is there")
+        await shop.submit(order, Order("pear", "approve"))
+        dead = await shop.submit(order, Order("pear", "no such way"))
+        with pytest.raises(TaskFailed):
+            await dead.result(within_s=WITHIN_S)
+        await eventually(lambda: read_inbox(ops.bus))
+        await eventually(lambda: read_dead_letter(ops.bus, dead.task))
+
+    code, told = await command(behind, "watch", "doctor")
+    code_of_dead, dead_told = await command(behind, "watch", "dead", "ls")
+
+    assert (code, code_of_dead) == (1, 5), told + dead_told
+    assert "1 task waiting for attic, which no live peer serves" in told
+    assert "stuck         not looked at: this user may not read tasks" in told
+    assert "what waits for a person is not looked at" in told
+    assert "dead letters  1 task given up" in told
+    assert "mesh: this user may not publish to $JS.API.DIRECT.GET.MESH" in dead_told
 
 
 async def command(behind: Behind, user: str, *arguments: str) -> tuple[int, str]:
