@@ -33,7 +33,6 @@ _BARE: Final = ["INFO", "STREAM.NAMES", "STREAM.LIST"]
 PORT: Final = 4222
 MONITOR_PORT: Final = 8222
 CLUSTER_PORT: Final = 6222
-NODES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -342,15 +342,24 @@ class Bus:
         else:
             log.debug("%s: %s", self.name, self._last_error)
 
+    def check_denied(self, subject: str) -> None:
+        """Look whether the server refused what was published there, for those who wait for no answer to it.
+
+        Raises:
+            PermissionDenied: it did.
+        """
+        if _told("publish", subject.lower()) in self._denied:
+            raise PermissionDenied(f"this {_told('publish', subject)}")
+
     def _deny(self, verb: str, subject: str) -> None:
         # nats-py has made lower case of the server's words.
-        told = f"user may not {'publish' if verb == 'publish' else 'subscribe'} to {subject}"
+        told = _told(verb, subject)
         if told not in self._denied and len(self._denied) < DENIALS_TOLD_MAX:
             self._denied.add(told)
             log.error("%s: this %s", self.name, told)
         for answer, _, asked in list(self._waiting.values()):
             if verb == "publish" and asked.lower() == subject:
-                _fail(answer, PermissionDenied(f"this {told}"))
+                _fail(answer, PermissionDenied(f"this {_told(verb, asked)}"))
 
 
 _STATUS = headers.STATUS
@@ -393,6 +402,10 @@ def plain_options(settings: Settings) -> dict[str, str]:
     if settings.nats_token is not None:
         plain["nats_token"] = settings.nats_token.get_secret_value()
     return plain
+
+
+def _told(verb: str, subject: str) -> str:
+    return f"user may not {'publish' if verb == 'publish' else 'subscribe'} to {subject}"
 
 
 def _fail(answer: asyncio.Future[Msg], error: BusError) -> None:

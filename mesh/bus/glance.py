@@ -73,7 +73,8 @@ async def standing(bus: Bus, stream: str, filter_subject: str) -> Standing:
     """How many messages of a stream a subject filter matches, and since when the oldest stands.
 
     Raises:
-        BusUnavailable, PublishUnconfirmed: the stream does not answer now, or may not be read.
+        BusUnavailable, PublishUnconfirmed: the stream does not answer now.
+        PermissionDenied: this user may not read it.
     """
     wanted = {"seq": 1, "next_by_subj": filter_subject, "batch": 1}
     answer = await bus.request(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(wanted))

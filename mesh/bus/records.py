@@ -72,21 +72,26 @@ async def read_range(
 
     Those before the stream sequence `first` and after `last` are left out; a stream that is written to all the time has
     no end otherwise.
+
+    Raises:
+        BusUnavailable: nobody serves the stream.
+        PermissionDenied: this user may not read it as a whole.
     """
-    sequence = first
+    endpoint, sequence = f"$JS.API.DIRECT.GET.{stream}", first
     while True:
         page: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = bus.new_inbox()
         subscription = await bus.nc.subscribe(inbox, cb=page.put)
         try:
             wanted = {"seq": sequence, "next_by_subj": filter_subject, "batch": batch}
-            await bus.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(wanted), inbox)
+            await bus.publish(endpoint, msgspec.json.encode(wanted), inbox)
             count = 0
             while True:
                 try:
                     async with asyncio.timeout(5.0):
                         message = await page.get()
                 except TimeoutError:
+                    bus.check_denied(endpoint)
                     break
                 if _status(message):
                     if _status(message) == "503":

@@ -21,7 +21,7 @@ from mesh.bus.queues import bound_of
 from mesh.bus.records import unix
 from mesh.bus.replies import ApiError
 from mesh.bus.topology import Difference, Spec
-from mesh.errors import BusUnavailable, PublishUnconfirmed
+from mesh.errors import BusUnavailable, PermissionDenied, PublishUnconfirmed
 
 ROUND_TRIPS = 7
 FLUSH_WITHIN_S = 5
@@ -66,8 +66,8 @@ class Queue:
     """How many may wait; 0 for no bound."""
     oldest: str = ""
     """The task that was stored first and is not over nor parked, as `<capability>/<id>`; empty where there is none."""
-    oldest_s: float = 0.0
-    """How long ago that was, by the server's clock."""
+    oldest_s: float | None = 0.0
+    """How long ago that was, by the server's clock; None where this user may not read tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +158,17 @@ async def _api_level(bus: Bus) -> int | None:
 
 async def _queue(bus: Bus, spec: Spec, info: dict[str, Any]) -> Queue:
     capability, _, lane = spec.name.partition("@")
-    oldest, oldest_s = "", 0.0
+    oldest: str = ""
+    oldest_s: float | None = 0.0
     if info["num_pending"] + info["num_ack_pending"]:
-        tasks = await standing(bus, spec.stream, bus.subjects.tasks_of(capability, lane))
-        if tasks.oldest_at is not None:
-            oldest = f"{capability}/{bus.subjects.parse(tasks.oldest).id}"
-            oldest_s = max(0.0, unix(info["ts"]) - tasks.oldest_at)
+        try:
+            tasks = await standing(bus, spec.stream, bus.subjects.tasks_of(capability, lane))
+        except PermissionDenied:
+            oldest_s = None
+        else:
+            if tasks.oldest_at is not None:
+                oldest = f"{capability}/{bus.subjects.parse(tasks.oldest).id}"
+                oldest_s = max(0.0, unix(info["ts"]) - tasks.oldest_at)
     return Queue(
         name=spec.name,
         capability=capability,

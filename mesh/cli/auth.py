@@ -1,7 +1,7 @@
 """`mesh auth`: who may do what, as a server's configuration with a key for each user."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -45,9 +45,9 @@ def generate(
     DIR/users/<user>.nk: a user's seed, for MESH_NATS_NKEY_SEED. DIR/kubernetes.yaml: all of it as Secrets.
     Run again it keeps the seeds it finds, and writes the rest anew. Seeds are never printed.
     """
-    access = _read(access_file)
+    access, nodes = _read(access_file), _hosts(hosts)
     made = [user for mesh in access.meshes.values() for user, _ in mesh.users() if _make_seed(out, user)]
-    written = _write(access, out, release=release, hosts=hosts.split(","))
+    written = [*_write_servers(out, nodes), *_write_users(access, out, release=release)]
     if as_json:
         console.print_json({"written": [str(path) for path in written], "new_users": made})
         return
@@ -85,11 +85,11 @@ def rotate(
     user: Annotated[str, typer.Argument(help="Who gets a new key.")],
     out: Out,
     release: Release = "starling",
-    hosts: Hosts = HOSTS,
 ) -> None:
     """Give a user a new seed. The old one stays valid until `mesh auth retire`.
 
-    Have the servers reload accounts.conf, then start the user's processes anew with the new seed, then retire.
+    Writes accounts.conf and kubernetes.yaml anew. Have the servers reload the first, then start the user's processes
+    anew with the new seed, then retire.
     """
     access = _known(_read(access_file), user)
     seed, old = _seed_file(out, user), _seed_file(out, user, OLD)
@@ -99,7 +99,7 @@ def rotate(
         raise console.Failed(f"{user} has two keys already: `mesh auth retire {access_file} {user} --out {out}`")
     seed.rename(old)
     _make_seed(out, user)
-    _write(access, out, release=release, hosts=hosts.split(","))
+    _write_users(access, out, release=release)
     print(f"{user} has two keys now, both valid; the new seed is {seed}")
     print(f"reload the servers, restart what runs as {user}, then: mesh auth retire {access_file} {user} --out {out}")
 
@@ -110,14 +110,13 @@ def retire(
     user: Annotated[str, typer.Argument(help="Whose old key goes.")],
     out: Out,
     release: Release = "starling",
-    hosts: Hosts = HOSTS,
 ) -> None:
     """Take away the key that a user had before `mesh auth rotate`. Safe to repeat."""
     access = _known(_read(access_file), user)
     old = _seed_file(out, user, OLD)
     had_old = old.is_file()
     old.unlink(missing_ok=True)
-    _write(access, out, release=release, hosts=hosts.split(","))
+    _write_users(access, out, release=release)
     print(f"{user} has one key; have the servers reload {out / 'accounts.conf'}" if had_old else f"{user} had one key")
 
 
@@ -208,7 +207,26 @@ def _read(path: Path) -> "Access":
         raise SetupError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
 
 
-def _write(access: "Access", out: Path, *, release: str, hosts: list[str]) -> list[Path]:
+def _hosts(text: str) -> list[str]:
+    hosts = [host.strip() for host in text.split(",")]
+    if not all(hosts):
+        raise typer.BadParameter(f"{text!r} has an empty name", param_hint="--hosts")
+    return hosts
+
+
+def _write_servers(out: Path, hosts: list[str]) -> list[Path]:
+    from mesh.auth import accounts
+
+    files = {"server.conf": accounts.server_text()}
+    for number in range(1, len(hosts) + 1):
+        files[f"cluster-{number}.conf"] = accounts.cluster_text(number, hosts=hosts)
+    for name, content in files.items():
+        _replace(out / name, content, mode=0o644)
+    return [out / name for name in files]
+
+
+def _write_users(access: "Access", out: Path, *, release: str) -> list[Path]:
+    """Write what follows from who there is; a server's own configuration, which people adapt, stays as it is."""
     from mesh.auth import accounts
     from mesh.auth.keys import public_key
 
@@ -224,17 +242,9 @@ def _write(access: "Access", out: Path, *, release: str, hosts: list[str]) -> li
             keys[one.user] = [public_key(seed) for seed in both]
         meshes.append(accounts.MeshRights(mesh.prefix, rights, keys, limits.jetstream))
     text = accounts.accounts_text(meshes)
-    files: Mapping[str, str] = {
-        "accounts.conf": text,
-        "server.conf": accounts.server_text(),
-        **{f"cluster-{number}.conf": accounts.cluster_text(number, hosts=hosts) for number in range(1, len(hosts) + 1)},
-    }
-    written: list[Path] = []
-    for name, content in files.items():
-        _replace(out / name, content, mode=0o644)
-        written.append(out / name)
+    _replace(out / "accounts.conf", text, mode=0o644)
     _replace(out / "kubernetes.yaml", accounts.kubernetes_text(release, text, seeds), mode=0o600)
-    return [*written, out / "kubernetes.yaml"]
+    return [out / "accounts.conf", out / "kubernetes.yaml"]
 
 
 def _make_seed(out: Path, user: str) -> bool:

@@ -145,10 +145,14 @@ async def _open_breakers(bus: "Bus") -> tuple[OpenBreaker, ...]:
     )
 
 
-async def _inbox(bus: "Bus") -> Inbox:
+async def _inbox(bus: "Bus") -> Inbox | None:
+    from mesh.errors import PermissionDenied
     from mesh.inbox import read_inbox
 
-    waiting = [question.asked_at for question in await read_inbox(bus) if question.is_open]
+    try:
+        waiting = [question.asked_at for question in await read_inbox(bus) if question.is_open]
+    except PermissionDenied:
+        return None
     return Inbox(len(waiting), max(0.0, time.time() - min(waiting))) if waiting else Inbox()
 
 

@@ -29,6 +29,7 @@ OLD_AFTER_S: Final = 600.0
 INBOX_WARNING_S: Final = 3_600.0
 DEFAULT_SYNC_S: Final = 120.0
 SHOWN: Final = 3
+AS_OPERATOR: Final = "run `mesh doctor` as an operator"
 
 
 class Level(StrEnum):
@@ -122,7 +123,8 @@ class Facts:
     parked: Mapping[str, int] = field(default_factory=dict)
     """Tasks that wait for others, for a time or for a signal, by capability."""
     breakers: tuple[OpenBreaker, ...] = ()
-    inbox: Inbox = Inbox()
+    inbox: Inbox | None = Inbox()
+    """None where this user may not read proposals."""
     dead_letters: int = 0
 
 
@@ -332,22 +334,26 @@ def queues(facts: Facts) -> Iterator[Finding]:
 
 def old(facts: Facts) -> Iterator[Finding]:
     """Tasks that should be over by now."""
+    ages = [(queue, queue.oldest_s) for queue in facts.queues if queue.oldest_s is not None]
+    if len(ages) < len(facts.queues):
+        yield Finding("stuck", Level.WARNING, "not looked at: this user may not read tasks", AS_OPERATOR)
+        return
     is_fine = True
-    for queue in facts.queues:
-        if queue.oldest_s > facts.timeouts_s.get(queue.capability, 0.0) + OLD_AFTER_S:
+    for queue, oldest_s in ages:
+        if oldest_s > facts.timeouts_s.get(queue.capability, 0.0) + OLD_AFTER_S:
             is_fine = False
             yield Finding(
                 "stuck",
                 Level.WARNING,
-                f"{queue.oldest} waits in {queue.name}, or runs, for {length(queue.oldest_s)}",
+                f"{queue.oldest} waits in {queue.name}, or runs, for {length(oldest_s)}",
                 f"`mesh status {queue.oldest}` says which; `mesh trace {queue.oldest}` shows what it did",
             )
     if is_fine:
-        oldest = max(facts.queues, key=lambda queue: queue.oldest_s, default=None)
+        oldest, oldest_s = max(ages, key=lambda age: age[1], default=(None, 0.0))
         if oldest is None or not oldest.oldest:
             yield Finding("stuck", Level.OK, "nothing is queued or runs")
         else:
-            yield Finding("stuck", Level.OK, f"the oldest task, {oldest.oldest}, is {length(oldest.oldest_s)} old")
+            yield Finding("stuck", Level.OK, f"the oldest task, {oldest.oldest}, is {length(oldest_s)} old")
 
 
 def breakers(found: Iterable[OpenBreaker]) -> Iterator[Finding]:
@@ -373,6 +379,10 @@ def waits(facts: Facts) -> Iterator[Finding]:
     if parked:
         most = sorted(facts.parked.items(), key=lambda item: -item[1])
         text += f" ({', '.join(f'{capability} {count:,}' for capability, count in most[:SHOWN])})"
+    if inbox is None:
+        told = f"{text}; what waits for a person is not looked at: this user may not read it"
+        yield Finding("waits", Level.WARNING, told, AS_OPERATOR)
+        return
     if not inbox.waiting:
         yield Finding("waits", Level.OK, f"{text}, nothing waits for a person")
         return

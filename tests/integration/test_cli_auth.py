@@ -98,6 +98,7 @@ async def test_a_key_is_rotated_while_both_are_valid_and_the_old_one_is_out_afte
     with served(line.folder) as (server, url):
         holder = await connected(url, old)
 
+        (line.folder / "auth/server.conf").write_text("# adapted\n")
         rotated = await line("auth", "rotate", "access.yaml", "shop", "--out", "auth")
         twice = await line("auth", "rotate", "access.yaml", "shop", "--out", "auth")
         new = seeds(line.folder)["shop.nk"]
@@ -117,6 +118,7 @@ async def test_a_key_is_rotated_while_both_are_valid_and_the_old_one_is_out_afte
     assert "has two keys already" in twice.err
     assert new != old
     assert not (line.folder / "auth/users/shop.old.nk").exists()
+    assert (line.folder / "auth/server.conf").read_text() == "# adapted\n"
     assert not any(seed in rotated.out + retired.out for seed in (old, new))
 
 

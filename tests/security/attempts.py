@@ -6,27 +6,36 @@ whose peer is at work, nor with `attic`, whose tasks wait. Each attempt says by 
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
+import pytest
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 
 from contracts import headers as names
-from contracts.control import Pause
+from contracts import wire
+from contracts.card import Beat, Described, Load, PeerState
+from contracts.control import Cancel, Pause, Running, Runs, WhoRuns
 from contracts.subjects import Identity, Subjects, key_cancel
 from contracts.task import Sender, Task
 from mesh.auth.keys import new_seed
-from mesh.testing import eventually
-from tests.security.scene import Behind, Raw, closed
+from mesh.cli.fleet import describe
+from mesh.errors import DeadlineExceeded, ObjectGone, Overloaded, TaskCancelled
+from mesh.testing import eventually, hosting
+from mesh.whereabouts import Where
+from tests.security.scene import Behind, Order, Raw, behind_permissions, closed, gate, open_vault, order, vault
 
 By = Literal["peer", "client", "monitor", "nobody"]
 ClosedBy = Literal["permission", "account", "server rule", "mesh's check", "remains"]
 USERS: Final[dict[By, str]] = {"peer": "desk", "client": "shop", "monitor": "watch"}
 SUBJECTS: Final = Subjects("mesh")
 FORGED: Final = b'{"status":"done","value":"forged"}'
+PROBE: Final = "probe-"
+"""Ids of tasks that the victim submits during an attempt begin so."""
 
 
 @dataclass
@@ -39,7 +48,6 @@ class Stage:
     """The client `keeper`, whose tasks are attacked."""
     taken: str
     """The ack subject of a task of `attic` that somebody has in hand."""
-    own: list[Msg] = field(default_factory=list)
 
     async def publish(self, subject: str, data: bytes = b"x", *, reply: str = "", headers: Any = None) -> None:
         await self.raw.publish(subject, data, reply=reply, headers=headers)
@@ -50,6 +58,11 @@ class Stage:
         await self.raw.request(subject, FORGED)
         await self.publish(f"$JS.API.DIRECT.GET.MESH.{subject}", b"", reply=target)
         await self.settled()
+
+    async def still_answered(self, key: str) -> None:
+        """A task that the victim submits now is done by its own peer."""
+        handle = await self.victim.submit(open_vault, "silver", key=f"{PROBE}{key}")
+        assert await handle.result(within_s=20) == "secret of silver"
 
     async def settled(self) -> None:
         """Wait until the server has done what was asked before."""
@@ -376,13 +389,17 @@ async def _(stage: Stage) -> None:
 
 
 @attempt(
-    "have an answer sent to the echo of a pause", "peer", "mesh's check", "not believed: the peer goes on taking work"
+    "have an answer sent to the echo of a pause",
+    "peer",
+    "mesh's check",
+    "not believed: the peer goes on taking work, and answers",
 )
 async def _(stage: Stage) -> None:
     subject = "mesh.step.spare.own.~~pause"
-    await stage.raw.request(subject, msgspec.json.encode(Pause(at=1.0, by="nobody")))
+    await stage.raw.request(subject, wire.encode(Pause(at=1.0, by="nobody")))
     await stage.publish(f"{GET}.{subject}", b"", reply="mesh.control.pause.vault")
     await stage.settled()
+    await stage.still_answered("paused")
 
 
 @attempt(
@@ -396,14 +413,58 @@ async def _(stage: Stage) -> None:
 
 
 @attempt(
-    "beat in another peer's name",
+    "beat in another peer's name, and in those of peers that are not there and much faster",
     "peer",
     "remains",
-    "heard: a beat is a hint, by which bids and lists go, and nothing that is on record",
+    "heard: bids and `mesh top` go by it. `mesh agents` asks the peer itself; tasks are still answered",
 )
 async def _(stage: Stage) -> None:
-    await stage.publish("mesh.beat.vault-1", b"{}")
-    assert not stage.raw.is_denied
+    async with stage.behind.client("ops") as ops:
+
+        async def of_vault() -> Described | None:
+            found = await describe(ops.bus, within_s=0.5)
+            return next((peer for peer in found if "vault" in peer.beat.load), None)
+
+        peer = (await eventually(of_vault)).beat.peer  # type: ignore[union-attr]
+        heard: list[str] = []
+        async with ops.bus.listening(SUBJECTS.beats, lambda _, data, __: heard.append(data.decode())):
+            await ops.bus.nc.flush()
+            for name, state in ((peer, PeerState.DRAINING), *((f"ghost-{n}", PeerState.READY) for n in range(20))):
+                load = {"vault": Load(slots=1_000, service_s=0.001, delay_s=0.001)}
+                beat = Beat(peer=name, at=time.time(), state=state, host="forged", load=load)
+                await stage.publish(SUBJECTS.beat(name), wire.encode(beat))
+            await eventually(lambda: sum("forged" in each for each in heard) == 21)
+        told = await eventually(of_vault)
+
+        assert told is not None
+        assert (told.beat.peer, told.beat.state) == (peer, PeerState.READY)
+    await stage.still_answered("outbid")
+
+
+@attempt(
+    "answer the question to all peers who runs what, with a task of others' that nobody runs",
+    "peer",
+    "remains",
+    "believed where a peer has just lost touch: the task is put off once, by `ack_wait`, and then done",
+)
+async def _(stage: Stage) -> None:
+    lied, put_off = f"{PROBE}put-off", list[bytes]()
+    false = Runs(peer="liar", running=(Running(capability="vault", id=lied, since=time.time(), attempt=1),))
+
+    async def lie(question: Msg) -> None:
+        await stage.raw.nc.publish(question.reply, wire.encode(false))
+
+    await stage.raw.nc.subscribe(SUBJECTS.ctl("all", "who-runs"), cb=lie)
+    await stage.raw.nc.flush()
+    async with stage.behind.client("ops") as ops:
+        naks = "$JS.EVENT.ADVISORY.CONSUMER.MSG_NAKED.MESH.vault"
+        async with ops.bus.listening(naks, lambda _, data, __: put_off.append(data)):
+            # What a lost connection or consumer comes to as well.
+            await ops.bus.gather(SUBJECTS.ctl("vault", "distrust"), wire.encode(WhoRuns()), within_s=2, enough=1)
+            await stage.still_answered("put-off")
+            await eventually(lambda: bool(put_off))
+
+    assert len(put_off) == 1
 
 
 # Control records.
@@ -650,9 +711,8 @@ async def _(stage: Stage) -> None:
     "dead-lettered under a hash; no record of the imitated task is touched",
 )
 async def _(stage: Stage) -> None:
-    for number, task_id in enumerate(("x.~~began-1", "~~x", "x.~~signal-open", "x.~~0")):
+    for task_id in ("x.~~began-1", "~~x", "x.~~signal-open", "x.~~0"):
         await stage.raw.request(f"mesh.task.price.{task_id}", b'"x"')
-        del number
 
     async def gone() -> bool:
         info = await stage.raw.api("STREAM.INFO.MESH", {"subjects_filter": "mesh.task.price.>"})
@@ -707,28 +767,110 @@ async def _(stage: Stage) -> None:
 
 
 @attempt(
-    "cancel, or read the result of, another client's task at a capability that it may call",
+    "read the result of another client's task at a capability that it may call",
     "client",
     "remains",
-    "whoever may submit to a capability may cancel its tasks and read their results, by id",
+    "read: whoever may submit to a capability may read the results of its tasks, by id",
 )
 async def _(stage: Stage) -> None:
-    assert not stage.raw.is_denied
-    found = await stage.raw.request(f"{GET}.mesh.result.desk.of-another-client")
+    async with stage.behind.client("guest") as guest:
+        await (await guest.submit(order, Order("pear"), key="of-a-guest")).result(within_s=20)
+        found = await stage.raw.request(f"{GET}.mesh.result.desk.of-a-guest")
+
     assert found is not None
     assert b"pear: 7" in found.data
+
+
+@attempt(
+    "cancel another client's task at a capability that it may call",
+    "client",
+    "remains",
+    "cancelled: its client is told `TaskCancelled`. Whoever may submit to a capability may cancel its tasks, by id",
+)
+async def _(stage: Stage) -> None:
+    async with stage.behind.client("guest") as guest:
+        waiting = await guest.submit(order, Order("pear", "signal"), key="of-a-guest-too")
+
+        async def is_parked() -> bool:
+            return (await waiting.status()).where is Where.PARKED
+
+        await eventually(is_parked)
+        record = f"$KV.MESH_CONTROL.{key_cancel(waiting.task)}"
+        await stage.raw.request(record, wire.encode(Cancel(at=time.time(), by="a friend")))
+        await stage.publish(SUBJECTS.wake(waiting.task))
+
+        with pytest.raises(TaskCancelled):
+            await waiting.result(within_s=20)
+    assert not stage.raw.is_denied
 
 
 @attempt(
     "overwrite large payloads or values at a capability that it may call",
     "client",
     "remains",
-    "a chunk that was changed is not what its digest says: whoever reads it is told `ObjectGone`, never another value",
+    "overwritten, and noticed: its digest is another, so whoever reads it is told `ObjectGone`, never another value",
 )
 async def _(stage: Stage) -> None:
-    answer = await stage.raw.request("mesh.object.desk.of-another-client.x.0", b"forged")
-    assert answer is not None
-    assert "error" not in json.loads(answer.data)
+    async with stage.behind.client("guest") as guest:
+        large = await guest.submit(order, Order("pear", "large"), key="large-of-a-guest")
+        await large.result(within_s=20)
+        info = await stage.raw.api(
+            "STREAM.INFO.MESH_OBJECTS", {"subjects_filter": "mesh.object.desk.large-of-a-guest.>"}
+        )
+        assert info is not None
+        for chunk in info["state"]["subjects"]:
+            answer = await stage.raw.request(chunk, b"forged")
+            assert answer is not None
+            assert "error" not in json.loads(answer.data)
+
+        again = guest.handle(order, large.task.id)
+        with pytest.raises(ObjectGone, match="has another digest"):
+            await again.result(within_s=20)
+
+
+@attempt(
+    "fill the stream, past the bounds that honest clients keep",
+    "client",
+    "remains",
+    "submissions are refused, and results wait, in the whole mesh, until an operator makes room; nothing is lost",
+)
+async def _(stage: Stage) -> None:
+    async with (
+        behind_permissions(stage.behind.folder / "full", stream_bytes_max=2**20) as full,
+        hosting(vault, settings=full.settings("vault")),
+        full.client("keeper") as keeper,
+        full.client("ops") as ops,
+        full.raw("shop") as raw,
+    ):
+        begun = await keeper.submit(open_vault, "gate", key="begun")
+
+        async def is_running() -> bool:
+            return (await begun.status()).where is Where.RUNNING
+
+        await eventually(is_running)
+        for size in (10_000, 1):
+            await flood(raw, size)
+        gate.set()
+
+        with pytest.raises(Overloaded):
+            await keeper.submit(open_vault, "silver", key="late")
+        with pytest.raises(DeadlineExceeded):
+            await begun.result(within_s=1)
+
+        config = (await ops.bus.api("STREAM.INFO.MESH"))["config"]
+        await ops.bus.api("STREAM.UPDATE.MESH", {**config, "max_bytes": 4 * config["max_bytes"]})
+        assert await begun.result(within_s=20) == "secret of gate"
+        late = await keeper.submit(open_vault, "silver", key="late")
+        assert await late.result(within_s=20) == "secret of silver"
+
+
+async def flood(raw: Raw, size: int) -> None:
+    """Submit tasks of a size to a capability of which no peer is there, until the stream takes none."""
+    for number in range(20_000):
+        answer = await raw.request(f"mesh.task.desk.flood-{size}-{number}", b"x" * size)
+        if answer is not None and "error" in json.loads(answer.data):
+            return
+    raise AssertionError("the stream takes whatever comes")
 
 
 @attempt(

@@ -17,7 +17,7 @@ from tenacity.wait import wait_fixed
 
 from contracts.workflow import Check, Claim
 from mesh import Agent, Context, Escalate, Handoff, Ladder, Permanent, Transient, Verifiers
-from mesh.auth.access import Access, read_access
+from mesh.auth.access import read_access
 from mesh.auth.accounts import MeshRights, accounts_text
 from mesh.auth.keys import new_seed, public_key
 from mesh.auth.rights import inbox_prefix, rights_of
@@ -43,6 +43,7 @@ ACCESS: dict[str, Any] = {
             },
             "clients": {
                 "shop": {"calls": ["desk", "ladder", "verified"], "signals": {"desk": ["paid"]}},
+                "guest": {"calls": ["desk"]},
                 "keeper": {"calls": ["vault", "attic"]},
                 "clerk": {"signals": {"human": ["answer"]}},
             },
@@ -78,6 +79,8 @@ desk = Agent("desk", version="1", calls=["price", "expert", "flaky", "slow", "hu
 desk.limit("till", concurrent=2, requests_per_minute=6_000)
 desk.breaker("bank")
 vault = Agent("vault", version="1")
+gate = asyncio.Event()
+"""What a task of `vault` waits for that is asked for `gate`."""
 
 
 @prices.handles("price", concurrency=8)
@@ -191,6 +194,8 @@ async def open_vault(what: str, ctx: Context) -> str:
         return str(await ctx.signal("open", returns=str, within_s=120))
     if what == "hold":
         await asyncio.sleep(1.5)
+    if what == "gate":
+        await gate.wait()
     if what == "large":
         return "secret" * 2_000
     return f"secret of {what}"
@@ -210,10 +215,9 @@ class Behind:
 
     server: LocalServer
     folder: Path
-    access: Access
     seeds: dict[str, str]
+    changes: dict[str, Any] = field(default_factory=dict)
     read_to: int = 0
-    violations: list[str] = field(default_factory=list)
 
     def settings(self, user: str, **more: Any) -> Settings:
         """What a process of the user is given."""
@@ -221,7 +225,7 @@ class Behind:
             nats_url=self.server.url,
             nats_nkey_seed=self.seed_file(user),
             nats_inbox_prefix=inbox_prefix(user),
-            **{**SHORT, **more},
+            **{**SHORT, **self.changes, **more},
         )
 
     def seed_file(self, user: str) -> Path:
@@ -229,7 +233,7 @@ class Behind:
 
     def variables(self, user: str) -> dict[str, str]:
         """The same as environment variables."""
-        short = {f"MESH_{name.upper()}": str(value) for name, value in SHORT.items()}
+        short = {f"MESH_{name.upper()}": str(value) for name, value in {**SHORT, **self.changes}.items()}
         return short | {
             "MESH_NATS_URL": self.server.url,
             "MESH_NATS_NKEY_SEED": str(self.seed_file(user)),
@@ -311,9 +315,12 @@ class Raw:
 
 
 @asynccontextmanager
-async def behind_permissions(folder: Path, access: dict[str, Any] = ACCESS) -> AsyncIterator[Behind]:
-    """A server with the generated accounts, on which an operator has made the streams of the mesh."""
-    read = read_access(access)
+async def behind_permissions(folder: Path, **changes: Any) -> AsyncIterator[Behind]:
+    """A server with the generated accounts, on which an operator has made the streams of the mesh.
+
+    `changes` are settings of all its processes.
+    """
+    read = read_access(ACCESS)
     seeds = {user: new_seed() for mesh in read.meshes.values() for user, _ in mesh.users()}
     _write(folder, seeds)
     meshes = [
@@ -324,7 +331,7 @@ async def behind_permissions(folder: Path, access: dict[str, Any] = ACCESS) -> A
     ]
     server = LocalServer.start(folder / "store", more=accounts_text(meshes))
     try:
-        behind = Behind(server, folder, read, seeds)
+        behind = Behind(server, folder, seeds, changes)
         settings = behind.settings("ops")
         async with Bus.connect(settings, "ops") as bus:
             specs = list(topology.of_mesh(settings))

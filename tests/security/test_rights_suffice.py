@@ -5,12 +5,16 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from contracts.workflow import Verdict
+from mesh.bus import control
+from mesh.bus.dead_letters import read_dead_letter
+from mesh.cli.fleet import describe
 from mesh.client import Mesh
 from mesh.errors import TaskCancelled, TaskFailed
 from mesh.inbox import give, read_inbox
@@ -121,13 +125,34 @@ async def test_a_clerk_answers_what_people_are_asked_and_nothing_is_refused(behi
     assert behind.refused() == []
 
 
-async def test_a_task_whose_server_forgot_it_is_handed_out_again_by_a_peer_with_its_rights(behind: Behind) -> None:
-    async with behind.client("keeper") as mesh:
-        handle = await mesh.submit(open_vault, "hold")
-        value = await handle.result(within_s=WITHIN_S)
+async def test_a_task_that_its_consumer_skipped_is_handed_out_again_by_a_peer_with_its_rights(behind: Behind) -> None:
+    async with behind.client("keeper") as keeper, behind.client("ops") as ops, revived(ops) as told:
+        await control.pause(ops.bus, "vault")
+        await eventually(lambda: _is_paused(ops))
+        skipped = await keeper.submit(open_vault, "gold")
+        last = (await ops.bus.api("STREAM.INFO.MESH"))["state"]["last_seq"]
+        await ops.bus.api("CONSUMER.RESET.MESH.vault", {"seq": last + 1})
+        await control.resume(ops.bus, "vault")
 
-    assert value == "secret of hold"
+        assert await skipped.result(within_s=WITHIN_S) == "secret of gold"
+        await eventually(lambda: bool(told))
+
     assert behind.refused() == []
+
+
+@asynccontextmanager
+async def revived(mesh: Mesh) -> AsyncIterator[list[bytes]]:
+    """What peers say of messages that they had handed out again, until left."""
+    told: list[bytes] = []
+    async with mesh.bus.listening("mesh.event.revived.>", lambda _, data, __: told.append(data)):
+        await mesh.bus.nc.flush()
+        yield told
+
+
+async def _is_paused(ops: Mesh) -> bool:
+    return any(
+        (load := peer.beat.load.get("vault")) and load.is_paused for peer in await describe(ops.bus, within_s=0.5)
+    )
 
 
 @pytest.mark.timeout(300)
@@ -153,6 +178,28 @@ async def test_a_monitor_sees_what_waits_and_which_peers_there_are_and_nothing_i
     cards = [card for peer in json.loads(text)["peers"] for card in peer["cards"]]
     assert {"desk", "prices", "vault"} <= {card["name"] for card in cards}
     assert behind.refused() == []
+
+
+@pytest.mark.timeout(120)
+async def test_a_monitor_is_told_what_it_may_not_look_at_and_all_the_rest(behind: Behind) -> None:
+    async with behind.client("keeper") as keeper, behind.client("shop") as shop, behind.client("ops") as ops:
+        await keeper.submit("attic", "nobody is there")
+        await shop.submit(order, Order("pear", "approve"))
+        dead = await shop.submit(order, Order("pear", "no such way"))
+        with pytest.raises(TaskFailed):
+            await dead.result(within_s=WITHIN_S)
+        await eventually(lambda: read_inbox(ops.bus))
+        await eventually(lambda: read_dead_letter(ops.bus, dead.task))
+
+    code, told = await command(behind, "watch", "doctor")
+    code_of_dead, dead_told = await command(behind, "watch", "dead", "ls")
+
+    assert (code, code_of_dead) == (1, 5), told + dead_told
+    assert "1 task waiting for attic, which no live peer serves" in told
+    assert "stuck         not looked at: this user may not read tasks" in told
+    assert "what waits for a person is not looked at" in told
+    assert "dead letters  1 task given up" in told
+    assert "mesh: this user may not publish to $JS.API.DIRECT.GET.MESH" in dead_told
 
 
 async def command(behind: Behind, user: str, *arguments: str) -> tuple[int, str]:
