@@ -81,6 +81,12 @@ def one(manifests: list[Manifest], kind: str, name: str) -> Manifest:
     return found
 
 
+def topology_job(manifests: list[Manifest]) -> Manifest:
+    """The Job that makes the streams, whose name tells its revision and its content."""
+    (found,) = (m for m in manifests if m["kind"] == "Job" and "-topology" in m["metadata"]["name"])
+    return found
+
+
 def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
     """Every pod or pod template, with what it belongs to: `Deployment/demo-triage`."""
     for manifest in manifests:

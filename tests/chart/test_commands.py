@@ -8,7 +8,19 @@ from typer.testing import CliRunner
 
 from mesh.cli.main import app
 from tests.chart.cases import CASES, agent, rendered
-from tests.chart.rendering import BUNDLED, EXTERNAL, Manifest, Values, containers, merged, notes, of_kind, one, render
+from tests.chart.rendering import (
+    BUNDLED,
+    EXTERNAL,
+    Manifest,
+    Values,
+    containers,
+    merged,
+    notes,
+    of_kind,
+    one,
+    render,
+    topology_job,
+)
 
 
 def hook(manifest: Manifest) -> tuple[str, int]:
@@ -48,11 +60,48 @@ def test_hooks_before_the_release_need_nothing_of_it() -> None:
 
 def test_with_its_own_nats_the_streams_are_made_while_the_peers_wait() -> None:
     # As a hook after the install it would wait for peers that wait for it, under `helm install --wait`.
-    job = one([*rendered("bundled")], "Job", "demo-starling-topology-1")
+    job = topology_job([*rendered("bundled")])
 
     assert "annotations" not in job["metadata"]
-    assert of_kind(render(BUNDLED, revision=7), "Job")[-1]["metadata"]["name"] == "demo-starling-topology-7"
     assert hook(one([*rendered("bundled")], "Job", "demo-starling-doctor")) == ("post-install,post-upgrade", -5)
+
+
+def test_a_job_of_the_release_is_another_one_for_another_revision_and_for_another_pod() -> None:
+    # Kubernetes lets nobody change a Job's pod, and what only renders the chart (Argo CD) counts no revisions.
+    changes: list[tuple[Values, int]] = [
+        ({}, 1),
+        ({}, 7),
+        ({"image": {"tag": "2"}}, 1),
+        ({"mesh": {"logLevel": "DEBUG"}}, 1),
+        ({"commonLabels": {"team": "a"}}, 1),
+        ({"topology": {"withCare": True}}, 1),
+    ]
+    names = [topology_job(render(merged(BUNDLED, values), revision=of))["metadata"]["name"] for values, of in changes]
+
+    assert len(set(names)) == len(names)
+    assert names[0] == topology_job(render(BUNDLED))["metadata"]["name"]
+    assert [name.rpartition("-")[0] for name in names[:2]] == ["demo-starling-topology-1", "demo-starling-topology-7"]
+
+
+def test_no_name_is_longer_than_kubernetes_takes() -> None:
+    long = render({"nats": BUNDLED["nats"], "fullnameOverride": "f" * 44}, revision=999)
+
+    # What a name of a Job and of a Service may have, and of a StatefulSet with the hash that comes behind it.
+    longest = {"Job": 63, "Service": 63, "StatefulSet": 52}
+    for manifest in long:
+        assert len(manifest["metadata"]["name"]) <= longest.get(manifest["kind"], 253), manifest["kind"]
+
+
+def test_pods_of_commands_have_what_other_tools_want_of_them() -> None:
+    said: Values = {"podAnnotations": {"sidecar.istio.io/inject": "false"}, "podLabels": {"cost": "agents"}}
+    manifests = render(merged(EXTERNAL, {"jobs": said, "test": {"capability": "triage"}}))
+
+    commands = [job["spec"]["template"] for job in of_kind(manifests, "Job")] + of_kind(manifests, "Pod")
+    assert len(commands) == 3
+    for command in commands:
+        assert said["podAnnotations"].items() <= command["metadata"]["annotations"].items()
+        assert said["podLabels"].items() <= command["metadata"]["labels"].items()
+    assert hook(commands[-1])[0] == "test"
 
 
 def test_the_doctor_can_be_kept_out_of_upgrades() -> None:
@@ -61,10 +110,11 @@ def test_the_doctor_can_be_kept_out_of_upgrades() -> None:
 
 def test_hooks_are_operators_and_the_test_is_a_client() -> None:
     manifests = render(merged(BUNDLED, {"test": {"capability": "triage"}}))
+    topology = topology_job(manifests)["metadata"]["name"]
     users = {
         name: (variables(one(manifests, kind, name))["MESH_NATS_INBOX_PREFIX"], seed(one(manifests, kind, name)))
         for kind, name in (
-            ("Job", "demo-starling-topology-1"),
+            ("Job", topology),
             ("Job", "demo-starling-doctor"),
             ("Pod", "demo-starling-test"),
             ("Deployment", "demo-starling-triage"),
@@ -72,7 +122,7 @@ def test_hooks_are_operators_and_the_test_is_a_client() -> None:
     }
 
     assert users == {
-        "demo-starling-topology-1": ("_INBOX_ops", "demo-user-ops"),
+        topology: ("_INBOX_ops", "demo-user-ops"),
         "demo-starling-doctor": ("_INBOX_ops", "demo-user-ops"),
         "demo-starling-test": ("_INBOX_probe", "demo-user-probe"),
         "demo-starling-triage": ("_INBOX_triage", "demo-user-triage"),
@@ -85,17 +135,15 @@ def seed(manifest: Manifest) -> str:
 
 
 def topology(values: Values) -> list[str]:
-    (job,) = (j for j in of_kind(render(values), "Job") if "-topology" in j["metadata"]["name"])
-    args: list[str] = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    args: list[str] = topology_job(render(values))["spec"]["template"]["spec"]["containers"][0]["args"]
     return args
 
 
 def test_streams_are_made_for_what_the_targets_handle() -> None:
     several = {"agents": {"triage": agent(), "b": agent(targets=["my_agents.triage", "b.py"], capabilities=[])}}
 
-    assert topology(merged(EXTERNAL, several)) == ["topology", "apply", "b.py", "my_agents.triage"] or topology(
-        merged(EXTERNAL, several)
-    ) == ["topology", "apply", "my_agents.triage", "b.py"]
+    # In the order of the agents' names, each once.
+    assert topology(merged(EXTERNAL, several)) == ["topology", "apply", "my_agents.triage", "b.py"]
 
 
 def test_of_agents_in_images_of_their_own_the_names_are_enough() -> None:
@@ -139,11 +187,12 @@ def assert_known(args: list[str]) -> None:
 
 
 def test_notes_tell_the_next_commands() -> None:
-    said = notes(merged(BUNDLED, {"test": {"capability": "triage"}}))
+    values = merged(BUNDLED, {"test": {"capability": "triage"}})
+    said = notes(values)
 
     assert "helm test demo --namespace agents --logs" in said
     assert "kubectl --namespace agents rollout status deployment/demo-starling-triage" in said
-    assert "job/demo-starling-topology-1" in said
+    assert f"job/{topology_job(render(values))['metadata']['name']}" in said
     assert "WARNING" not in said
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from mesh.bus.topology import streams
 from mesh.local.server import binary
+from mesh.settings import Settings
 from mesh.testing import eventually
 from tests.chart.cases import CASES, rendered
 from tests.chart.rendering import BUNDLED, Manifest, Values, merged, of_kind, one, pods, render
@@ -122,6 +124,15 @@ def test_the_store_fits_on_its_volume() -> None:
 
     most = next(line.split()[1] for line in conf([*rendered("bundled")]).splitlines() if "max_file_store" in line)
     assert int(most[:-3]) * units[most[-3:]] < int(size[:-2]) * units[size[-2:]]
+
+
+def test_the_store_holds_what_the_streams_are_promised() -> None:
+    promised = sum(spec.config.get("max_bytes", 0) for spec in streams(Settings()))
+    fits = {"nats": {"bundled": {"jetstream": {"maxFile": f"{promised // 2**20}MiB"}}}}
+
+    # One MiB less is among the refusals.
+    assert promised == 6464 * 2**20
+    assert f"max_file_store: {promised // 2**20}MiB" in conf(render(merged(BUNDLED, fits)))
 
 
 def test_no_two_servers_stand_on_one_node_and_one_at_a_time_leaves() -> None:

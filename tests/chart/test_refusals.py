@@ -47,6 +47,16 @@ REFUSED: dict[str, tuple[Values, Values, tuple[str, ...]]] = {
     "a volume without a unit": (
         BUNDLED, {"nats": {"bundled": {"persistence": {"size": "20"}}}}, ("persistence.size", "as 20Gi"),
     ),
+    "a store below what the streams are promised": (
+        BUNDLED, {"nats": {"bundled": {"jetstream": {"maxFile": "6463MiB"}}}},
+        ("maxFile is 6463MiB", "promised 6464 MiB", "MESH_OBJECTS_BYTES_MAX"),
+    ),
+    "a store below what larger streams are promised": (
+        BUNDLED, {"mesh": {"settings": {"MESH_STREAM_BYTES_MAX": 16 * 2**30}}}, ("promised 18752 MiB",),
+    ),
+    "a store as large as its volume": (
+        BUNDLED, {"nats": {"bundled": {"persistence": {"size": "19G"}}}}, ("maxFile is 18GiB", "volume has 19G"),
+    ),
     "syncs now and then": (
         BUNDLED, {"nats": {"bundled": {"jetstream": {"syncInterval": "sometimes"}}}}, ("always, or a length",),
     ),
@@ -77,6 +87,9 @@ REFUSED: dict[str, tuple[Values, Values, tuple[str, ...]]] = {
     "an agent in capitals": (EXTERNAL, {"agents": {"Triage": agent()}}, ("agents.Triage", "small letter")),
     "an agent called nats": (EXTERNAL, {"agents": {"nats": agent()}}, ("agents.nats", "call the agent otherwise")),
     "an agent with a long name": (EXTERNAL, {"agents": {"t" * 40: agent()}}, ("46", "fullnameOverride")),
+    "a long name without agents": (
+        {"nats": EXTERNAL["nats"]}, {"fullnameOverride": "f" * 45}, ("45 characters", "fullnameOverride"),
+    ),
     "a capability with a dot": (EXTERNAL, of_agent(capabilities=["a.b"]), ('"a.b" cannot name a capability',)),
     "a number in quotes": (EXTERNAL, of_agent(replicas="2"), ("/agents/triage/replicas", "got string, want integer")),
     "the latest image": (EXTERNAL, of_agent(image={"tag": "latest"}), ("agents.triage", "another image tomorrow")),
@@ -94,11 +107,25 @@ REFUSED: dict[str, tuple[Values, Values, tuple[str, ...]]] = {
     "a secret among variables": (
         EXTERNAL, of_agent(env=[{"name": "STRIPE_API_KEY", "value": "sk"}]), ("env STRIPE_API_KEY", "extraSecrets"),
     ),
+    "a secret among variables of commands": (
+        EXTERNAL, {"jobs": {"env": [{"name": "PROXY_TOKEN", "value": "t"}]}}, ("jobs: env PROXY_TOKEN", "valueFrom"),
+    ),
     "a number as a variable": (EXTERNAL, {"env": [{"name": "N", "value": 1}]}, ("/env/0/value", "want string")),
     "a secret without its name": (EXTERNAL, {"extraSecrets": [{"env": {"A": "b"}}]}, ("'existingSecret'",)),
     "a user with a dot": (EXTERNAL, of_agent(nats={"user": "a.b"}), ("agents.triage: nats.user", "letters, digits")),
     "both budgets": (
         EXTERNAL, {"podDisruptionBudget": {"minAvailable": 1}}, ("both minAvailable and maxUnavailable",),
+    ),
+    "a budget that lets nobody go": (
+        EXTERNAL, {"podDisruptionBudget": {"minAvailable": 2, "maxUnavailable": None}}, ("minAvailable is 2 of 2",),
+    ),
+    "a budget that lets the last peer never go": (
+        BUNDLED,
+        {
+            "autoscaling": {"mode": "keda", "minReplicas": 0},
+            "podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": None},
+        },
+        ("minAvailable is 1 of 1", "set maxUnavailable"),
     ),
     "half a peer": (
         EXTERNAL, {"podDisruptionBudget": {"maxUnavailable": "half"}}, ("maxUnavailable", "a number or a percentage"),

@@ -83,6 +83,14 @@ def test_the_schema_is_one_and_takes_the_defaults() -> None:
     assert list(Draft7Validator(SCHEMA).iter_errors(VALUES)) == []
 
 
+def test_every_key_is_one_that_some_template_reads() -> None:
+    templates = "".join(path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file())
+    # What the chart hands on as a whole is Kubernetes's to read, and agents are laid over what stands at the top.
+    read = set(re.findall(r"\.([A-Za-z]+)\b", templates))
+
+    assert {path for path in comments() if path.rpartition(".")[2] not in read} == set()
+
+
 def test_an_agent_may_say_otherwise_whatever_holds_for_all() -> None:
     own = SCHEMA["definitions"]["agent"]["properties"].keys() - {"targets", "capabilities", "breakers", "nats"}
     helper = re.search(r"pick \.root\.Values (.*?) -}}", (CHART / "templates/_names.tpl").read_text())

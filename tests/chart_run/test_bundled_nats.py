@@ -12,7 +12,7 @@ import yaml
 
 from mesh.cli import console
 from mesh.testing import eventually
-from tests.chart.rendering import BUNDLED, RELEASE, Values, merged, one, render
+from tests.chart.rendering import BUNDLED, RELEASE, Values, merged, one, render, topology_job
 from tests.chart_run.bundled import HEADLESS, Servers
 from tests.chart_run.conftest import AGENTS, CAPABILITIES
 from tests.chart_run.keda import Keda
@@ -93,7 +93,7 @@ async def test_with_generated_users_the_mesh_serves_and_nobody_else_gets_in(
     servers = Servers(tmp_path / "node", render(merged(BUNDLED, SHORT, values())), generated)
     node = servers.node
     shutil.copy(AGENTS, node.working_folder)
-    topology = node.started(pod(servers, "Job", "demo-starling-topology-1"), name="topology")
+    topology = node.started(topology_job(list(servers.node.manifests))["spec"]["template"], name="topology")
     doctor = node.started(pod(servers, "Job", "demo-starling-doctor"), name="doctor")
     test = node.started(pod(servers, "Pod", "demo-starling-test"), name="test")
     nobody = replace(
@@ -125,7 +125,7 @@ async def test_three_servers_carry_the_mesh_tell_keda_its_queues_and_outlive_one
     servers = Servers(tmp_path / "node", render(merged(BUNDLED, OPEN, SHORT, values())), {})
     node = servers.node
     shutil.copy(AGENTS, node.working_folder)
-    topology = node.started(pod(servers, "Job", "demo-starling-topology-1"), name="topology")
+    topology = node.started(topology_job(list(servers.node.manifests))["spec"]["template"], name="topology")
     doctor = node.started(pod(servers, "Job", "demo-starling-doctor"), name="doctor")
     test = node.started(pod(servers, "Pod", "demo-starling-test"), name="test")
 

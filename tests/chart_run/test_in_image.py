@@ -7,10 +7,10 @@ import pytest
 
 from mesh import Mesh
 from mesh.testing import eventually
-from mesh.whereabouts import Where
 from tests.chart.rendering import one
 from tests.chart_run.conftest import AGENTS, Deployed
 from tests.chart_run.kubelet import status
+from tests.holding import until_it_runs
 from tests.image import container
 from tests.image.conftest import image
 from tests.image.dockerfile import Image
@@ -45,11 +45,7 @@ async def test_a_rendered_pod_runs_in_the_image_and_drains_by_its_own_hook(
         await eventually(answers, within_s=60)
         until = image.path(f"/app/{rendered['MESH_PREFIX']}")
         task = await mesh.submit("hold", str(until))
-
-        async def runs() -> bool:
-            return (await task.status()).where is Where.RUNNING
-
-        await eventually(runs)
+        await until_it_runs(task)
         hooked = await process_1.execute(*hook)
         until.touch()
         process_1.process.send_signal(signal.SIGTERM)
@@ -60,4 +56,4 @@ async def test_a_rendered_pod_runs_in_the_image_and_drains_by_its_own_hook(
     assert security[1]["readOnlyRootFilesystem"]
     assert hooked == (0, "")
     assert code == 0
-    assert await task.result(within_s=5) == "held"
+    assert await task.result(within_s=60) == "held"

@@ -6,18 +6,21 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mesh import Mesh
+from mesh.client import Handle
 from mesh.local.server import LocalServer
 from mesh.settings import Settings
 from mesh.testing import eventually
 from mesh.whereabouts import Where
-from tests.chart.rendering import EXTERNAL, Values, merged, one, render
+from tests.chart.rendering import EXTERNAL, Values, merged, one, render, topology_job
 from tests.chart_run.conftest import AGENTS, CAPABILITIES
 from tests.chart_run.keda import Keda, Scaled, Unreadable
 from tests.chart_run.kubelet import Node, Started, address
+from tests.holding import until_it_runs
 
 PEER = "demo-starling-triage"
 POD = f"{PEER}-7d4b9c-x2x1z"
@@ -47,8 +50,8 @@ class Scene:
 
     async def topology(self) -> None:
         """What the chart's job does before anything else."""
-        (job,) = (m for m in self.node.manifests if m["kind"] == "Job" and "-topology" in m["metadata"]["name"])
-        code, said = await self.node.ended(self.node.started(job["spec"]["template"], name="topology"), 30)
+        job = topology_job(list(self.node.manifests))
+        code, said = await self.node.ended(self.node.started(job["spec"]["template"], name="topology"), 90)
         assert code == 0, said
 
 
@@ -127,11 +130,7 @@ async def test_a_backlog_counts_with_what_runs_and_is_gone_when_it_is_done(tmp_p
     async with scene(tmp_path) as here, here.node.running(here.peer) as peer:
         await peer.until_started()
         handles = [await here.mesh.submit("hold", str(until)) for _ in range(60)]
-
-        async def two_run() -> bool:
-            return (await handles[1].status()).where is Where.RUNNING
-
-        await eventually(two_run)
+        await until_it_runs(handles[1])
         busy = await here.keda.looks()
         until.touch()
         for handle in handles:
@@ -143,24 +142,30 @@ async def test_a_backlog_counts_with_what_runs_and_is_gone_when_it_is_done(tmp_p
     assert done.replicas == 0
 
 
+async def until_parked(task: Handle[Any]) -> None:
+    """Return when the task sleeps and no peer holds it."""
+
+    async def is_parked() -> bool:
+        return (await task.status()).where is Where.PARKED
+
+    await eventually(is_parked, within_s=60, every_s=0.05)
+
+
 async def test_a_sleeper_wakes_a_deployment_at_zero_when_its_time_has_come_and_goes_on(tmp_path: Path) -> None:
     async with scene(tmp_path) as here:
         async with here.node.running(here.peer) as peer:
             await peer.until_started()
-            for_long = await here.mesh.submit("nap", 3_600.0)
-            task = await here.mesh.submit("nap", 5.0)
-
-            async def are_parked() -> bool:
-                return all([(await one.status()).where is Where.PARKED for one in (for_long, task)])
-
-            await eventually(are_parked)
+            await until_parked(await here.mesh.submit("nap", 3_600.0))
+            # Long enough to be seen asleep on a machine that does much else.
+            task = await here.mesh.submit("nap", 15.0)
+            await until_parked(task)
             # Gone at once: a drain may take as long as the nap, on a machine that does much else.
             peer.process.kill()
             await peer.process.wait()
-        awake = await looks(here.keda, lambda seen: seen.is_active)
+        awake = await looks(here.keda, lambda seen: seen.is_active, within_s=60)
         async with here.node.running(here.peer) as successor:
             await successor.until_started()
-            value = await task.result(within_s=30)
+            value = await task.result(within_s=60)
             settled = await looks(here.keda, lambda seen: not seen.is_active)
 
     assert {name: lag for name, lag in awake.values.items() if lag} == {"lag_2_timers": 1}

@@ -21,26 +21,11 @@ import pytest
 from mesh import Mesh
 from mesh.settings import Settings
 from mesh.testing import eventually
-from mesh.whereabouts import Where
+from tests.holding import AGENT, until_it_runs, written
 from tests.image import container
 from tests.image.container import Container
 from tests.image.dockerfile import REPOSITORY, Image, build, parsed, readable_python
 
-AGENT = """
-import asyncio
-from pathlib import Path
-
-from mesh import Agent
-
-agent = Agent("hold", version="1", owner="tests")
-
-
-@agent.handles("hold")
-async def hold(until: str) -> str:
-    while not Path(until).exists():
-        await asyncio.sleep(0.02)
-    return "done"
-"""
 TOLD = (0, -signal.SIGKILL)
 """What `mesh drain` ends with in the container whose process 1 it drains, where that ends first."""
 
@@ -97,12 +82,16 @@ async def contained_peer(
 
 @pytest.fixture
 def held_agent(image: Image) -> str:
-    image.path("/app/held.py").write_text(AGENT)
-    return "held"
+    return Path(written(image.path("/app"))).stem
 
 
-async def is_up(port: int) -> bool:
-    return (await page(port, "/readyz"))[0] == 200
+async def until_up(port: int) -> None:
+    """Return when a peer is ready."""
+
+    async def is_up() -> bool:
+        return (await page(port, "/readyz"))[0] == 200
+
+    await eventually(is_up, within_s=60)
 
 
 def test_everything_the_packages_need_is_installed(image: Image) -> None:
@@ -134,18 +123,14 @@ async def test_a_container_without_rights_or_a_writable_root_serves_and_drains(
     image: Image, held_agent: str, mesh: Mesh, settings: Settings
 ) -> None:
     async with contained_peer(image, settings, "run", held_agent) as (peer, port):
-        await eventually(lambda: is_up(port), within_s=60)
+        await until_up(port)
         healthy, ready = await page(port, "/healthz"), await page(port, "/readyz")
         write = await peer.execute("sh", "-c", "id -u; cat /proc/1/comm; touch ./file")
         check = json.loads(parsed().final.named("HEALTHCHECK")[0].value.partition("CMD ")[2])
         checked = await peer.execute(str(image.path("/opt/venv/bin/python")), *check[1:])
         until = image.path(f"/app/{settings.prefix}")
         task = await mesh.submit("hold", str(until))
-
-        async def runs() -> bool:
-            return (await task.status()).where is Where.RUNNING
-
-        await eventually(runs)
+        await until_it_runs(task)
         drained = await peer.execute(str(image.path("/opt/venv/bin/mesh")), "drain", "--pid", "1")
         until.touch()
         code = await peer.ended(within_s=20)
@@ -175,7 +160,7 @@ async def test_process_1_reaps_its_heartbeat_process_and_takes_it_along(
     image: Image, held_agent: str, mesh: Mesh, settings: Settings
 ) -> None:
     async with contained_peer(image, settings, "run", held_agent) as (peer, port):
-        await eventually(lambda: is_up(port), within_s=60)
+        await until_up(port)
         (first,) = peer.process.children()
         first.kill()
         second = await eventually(lambda: [one for one in peer.process.children() if one.pid != first.pid])
@@ -204,7 +189,7 @@ async def test_mounted_wheels_are_installed_into_an_empty_volume_and_served(
     )
     assert code == 0, said
     async with contained_peer(image, settings, "run", "shop_agents", PYTHONPATH=str(site)) as (_, port):
-        await eventually(lambda: is_up(port), within_s=60)
+        await until_up(port)
         value = await (await mesh.submit("hold", str(site))).result(within_s=10)
 
     assert value == "done"

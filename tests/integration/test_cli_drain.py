@@ -18,30 +18,14 @@ from mesh import Mesh
 from mesh.cli.drain import is_peer
 from mesh.local.server import binary
 from mesh.testing import eventually
-from mesh.whereabouts import Where
+from tests.holding import until_it_runs, written
 
-AGENT = """
-import asyncio
-from pathlib import Path
-
-from mesh import Agent
-
-agent = Agent("hold", version="1", owner="tests")
-
-
-@agent.handles("hold")
-async def hold(until: str) -> str:
-    while not Path(until).exists():
-        await asyncio.sleep(0.02)
-    return "done"
-"""
 UNREACHABLE = "nats://127.0.0.1:9"
 
 
 @pytest.fixture
 def held_agent(tmp_path: Path) -> str:
-    (tmp_path / "held.py").write_text(AGENT)
-    return "held.py"
+    return written(tmp_path)
 
 
 async def told(process: asyncio.subprocess.Process, words: bytes) -> None:
@@ -63,11 +47,7 @@ async def test_a_drained_peer_finishes_what_it_runs_before_it_ends(
     async with command_line.running("run", held_agent) as peer:
         await told(peer, b" serves ")
         task = await mesh.submit("hold", str(tmp_path / "until"))
-
-        async def runs() -> bool:
-            return (await task.status()).where is Where.RUNNING
-
-        await eventually(runs)
+        await until_it_runs(task)
         async with command_line.running("drain", "--pid", str(peer.pid)) as drain:
             await told(peer, b" drains: 1 running")
             (tmp_path / "until").touch()
@@ -85,11 +65,7 @@ async def test_drain_says_when_the_peer_takes_longer_and_leaves_it_draining(
     async with command_line.running("run", held_agent) as peer:
         await told(peer, b" serves ")
         task = await mesh.submit("hold", str(tmp_path / "until"))
-
-        async def runs() -> bool:
-            return (await task.status()).where is Where.RUNNING
-
-        await eventually(runs)
+        await until_it_runs(task)
         first = await command_line("drain", "--pid", str(peer.pid), "--within", "0")
         (tmp_path / "until").touch()
         second = await command_line("drain", "--pid", str(peer.pid))

@@ -59,3 +59,17 @@
 {{- if .Values.topology.withCare -}}{{- $args = append $args "--with-care" -}}{{- end -}}
 {{- toJson $args -}}
 {{- end -}}
+
+{{/* The pod of `mesh topology apply`, metadata and spec. */}}
+{{- define "starling.topologyPod" -}}
+{{- $identity := include "starling.nats.identity" (dict "root" . "said" .Values.nats.auth.operator "user" "ops") | fromJson -}}
+metadata:
+  {{- include "starling.commandMetadata" (dict "root" . "component" "topology") | nindent 2 }}
+spec:
+  {{- include "starling.commandPod" (dict "root" . "name" "topology" "identity" $identity "args" (include "starling.topologyArgs" . | fromJsonArray) "env" (dict "MESH_CONNECT_WITHIN_S" (include "starling.plain" .Values.jobs.connectWithinS))) | nindent 2 }}
+{{- end -}}
+
+{{/* The name of its Job beside the bundled NATS: another one for another revision, and for another pod. */}}
+{{- define "starling.topologyJob" -}}
+{{- printf "%s-topology-%d-%s" (include "starling.fullname" .) .Release.Revision (include "starling.topologyPod" . | sha256sum | trunc 5) -}}
+{{- end -}}

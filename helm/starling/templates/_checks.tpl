@@ -17,6 +17,11 @@
   (list "serviceMonitor.interval" .Values.serviceMonitor.interval "^[0-9]+(ms|s|m|h)$" "a length, as 15s")
   (list "serviceMonitor.scrapeTimeout" .Values.serviceMonitor.scrapeTimeout "^[0-9]+(ms|s|m|h)$" "a length, as 10s")
 )) -}}
+{{- include "starling.checks.store" . -}}
+{{- if gt (len (include "starling.fullname" .)) 44 -}}
+{{- fail (printf "%s has %d characters, and 44 leave room for what comes behind it in the names of objects: choose a shorter name for the release, or set fullnameOverride" (include "starling.fullname" .) (len (include "starling.fullname" .))) -}}
+{{- end -}}
+{{- include "starling.checks.env" (dict "at" "jobs" "env" .Values.jobs.env) -}}
 {{- range $key, $image := dict "image" .Values.image "nats.bundled.image" .Values.nats.bundled.image "nats.bundled.exporter.image" .Values.nats.bundled.exporter.image -}}
 {{- if eq (toString $image.tag) "latest" -}}
 {{- fail (printf "%s.tag is latest, which means another image tomorrow: write a version, or %s.digest" $key $key) -}}
@@ -33,6 +38,15 @@
 {{- range .checks -}}
 {{- if and (index . 1) (not (regexMatch (index . 2) (toString (index . 1)))) -}}
 {{- fail (printf "%s%s: %q is not %s" $at (index . 0) (toString (index . 1)) (index . 3)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "starling.checks.env" -}}
+{{- $at := .at -}}
+{{- range .env -}}
+{{- if and (hasKey . "value") (regexMatch "(PASSWORD|TOKEN|SECRET|API_KEY|PRIVATE_KEY|CREDENTIALS)$" .name) -}}
+{{- fail (printf "%s: env %s looks like a secret and stands in the values: put it into a Secret and %suse valueFrom" $at .name (ternary "" "name that in extraSecrets, or " (eq $at "jobs"))) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -71,6 +85,31 @@
 {{- fail (printf "mesh.replicas is %s, and the bundled NATS has %d: a stream cannot have more copies than there are servers" (include "starling.replicas" .) (int $bundled.replicas)) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{/* The server promises each stream its limit and refuses the stream that no longer fits. */}}
+{{- define "starling.checks.store" -}}
+{{- $bundled := .Values.nats.bundled -}}
+{{- if $bundled.enabled -}}
+{{- $settings := .Values.mesh.settings -}}
+{{- $needed := add (get $settings "MESH_STREAM_BYTES_MAX" | default 4294967296 | int64) (get $settings "MESH_OBJECTS_BYTES_MAX" | default 2147483648 | int64) (get $settings "MESH_EVENTS_BYTES_MAX" | default 268435456 | int64) 67108864 -}}
+{{- $most := include "starling.bytes" $bundled.jetstream.maxFile | int64 -}}
+{{- if lt $most $needed -}}
+{{- fail (printf "nats.bundled.jetstream.maxFile is %s, and the streams of the mesh are promised %d MiB: raise it, or lower MESH_STREAM_BYTES_MAX, MESH_OBJECTS_BYTES_MAX or MESH_EVENTS_BYTES_MAX in mesh.settings" $bundled.jetstream.maxFile (div (add $needed 1048575) 1048576)) -}}
+{{- end -}}
+{{- if ge $most (include "starling.bytes" $bundled.persistence.size | int64) -}}
+{{- fail (printf "nats.bundled.jetstream.maxFile is %s, and the volume has %s: leave a tenth of it to what the server keeps beside the messages" $bundled.jetstream.maxFile $bundled.persistence.size) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Bytes of 20Gi, 18GiB or 5G; one letter alone counts in thousands, for Kubernetes and for the server. */}}
+{{- define "starling.bytes" -}}
+{{- $unit := regexFind "[A-Z].*$" . -}}
+{{- $step := ternary 1000 1024 (eq (len $unit) 1) -}}
+{{- $bytes := regexFind "^[0-9]+" . | int64 -}}
+{{- range until (index (dict "K" 1 "M" 2 "G" 3 "T" 4) (substr 0 1 $unit)) -}}{{- $bytes = mul $bytes $step -}}{{- end -}}
+{{- $bytes -}}
 {{- end -}}
 
 {{- define "starling.checks.mesh" -}}
@@ -137,14 +176,14 @@
 {{- if lt (int (include "starling.terminationGracePeriodSeconds" $agent)) (int $needed) -}}
 {{- fail (printf "%s: terminationGracePeriodSeconds is %d, and a peer with graceS %v needs %d to drain: raise it, leave it out, or lower graceS" $at (int $agent.terminationGracePeriodSeconds) $agent.graceS $needed) -}}
 {{- end -}}
-{{- range $agent.env -}}
-{{- if and (hasKey . "value") (regexMatch "(PASSWORD|TOKEN|SECRET|API_KEY|PRIVATE_KEY|CREDENTIALS)$" .name) -}}
-{{- fail (printf "%s: env %s looks like a secret and stands in the values: put it into a Secret and name that in extraSecrets, or use valueFrom" $at .name) -}}
-{{- end -}}
-{{- end -}}
+{{- include "starling.checks.env" (dict "at" $at "env" $agent.env) -}}
 {{- $budget := $agent.podDisruptionBudget -}}
 {{- if and $budget.enabled (not (kindIs "invalid" $budget.minAvailable)) (not (kindIs "invalid" $budget.maxUnavailable)) -}}
 {{- fail (printf "%s: podDisruptionBudget has both minAvailable and maxUnavailable: set one to null" $at) -}}
+{{- end -}}
+{{- $least := ternary $agent.replicas (max 1 (int $scaling.minReplicas)) (eq $scaling.mode "none") | int -}}
+{{- if and $budget.enabled (not (kindIs "invalid" $budget.minAvailable)) (not (hasSuffix "%" (toString $budget.minAvailable))) (gt $least 0) (ge (int $budget.minAvailable) $least) -}}
+{{- fail (printf "%s: podDisruptionBudget.minAvailable is %d of %d peers, so no node that has one could ever be drained: lower it, or set maxUnavailable" $at (int $budget.minAvailable) $least) -}}
 {{- end -}}
 {{- if ne $scaling.mode "none" -}}
 {{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) -}}

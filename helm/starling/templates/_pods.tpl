@@ -49,6 +49,30 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
+{{/* A topology spread constraint, over pods of the same agent or server where it names no others: constraint, and what
+     selector labels need. */}}
+{{- define "starling.spread" -}}
+{{- toYaml .constraint }}
+{{- if not (hasKey .constraint "labelSelector") }}
+labelSelector:
+  matchLabels:
+    {{- include "starling.selectorLabels" . | nindent 4 }}
+{{- end }}
+{{- end -}}
+
+{{/* The metadata of the pod of a command that ends: root, component. */}}
+{{- define "starling.commandMetadata" -}}
+labels:
+  {{- include "starling.podLabels" . | nindent 2 }}
+  {{- with .root.Values.jobs.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .root.Values.jobs.podAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
 {{/* The pod of a command that ends: root, component, name (of the container), args, identity, env. */}}
 {{- define "starling.commandPod" -}}
 automountServiceAccountToken: false

@@ -12,10 +12,12 @@ matchExpressions:
 {{/* Any resolver: where a cluster's runs, and under which labels, differs from one to the next. */}}
 {{- define "starling.policy.dns" -}}
 - ports:
-    - port: 53
+    {{- range .Values.networkPolicy.dns.ports | default (list 53) }}
+    - port: {{ int . }}
       protocol: UDP
-    - port: 53
+    - port: {{ int . }}
       protocol: TCP
+    {{- end }}
   {{- with .Values.networkPolicy.dns.to }}
   to:
     {{- toYaml . | nindent 4 }}
