@@ -46,6 +46,7 @@ def generate(
     Run again it keeps the seeds it finds, and writes the rest anew. Seeds are never printed.
     """
     access = _read(access_file)
+    declared(access)  # an agent that cannot be loaded leaves nothing half made
     made = [user for mesh in access.meshes.values() for user, _ in mesh.users() if _make_seed(out, user)]
     written = _write(access, out, release=release, hosts=hosts.split(","))
     if as_json:
