@@ -42,7 +42,8 @@ def generate(
     """Write what a server needs to know, and a seed for each user that has none yet.
 
     DIR/accounts.conf: accounts, users and permissions; DIR/server.conf and DIR/cluster-<n>.conf include it.
-    DIR/users/<user>.nk: a user's seed, for MESH_NATS_NKEY_SEED. DIR/kubernetes.yaml: all of it as Secrets.
+    DIR/users/<user>.nk: a user's seed, for MESH_NATS_NKEY_SEED. DIR/kubernetes.yaml: all of it as Secrets,
+    but for the seeds of restorers.
     Run again it keeps the seeds it finds, and writes the rest anew. Seeds are never printed.
     """
     access = _read(access_file)
@@ -234,7 +235,10 @@ def _write(access: "Access", out: Path, *, release: str, hosts: list[str]) -> li
     for name, content in files.items():
         _replace(out / name, content, mode=0o644)
         written.append(out / name)
-    _replace(out / "kubernetes.yaml", accounts.kubernetes_text(release, text, seeds), mode=0o600)
+    # Nothing in a cluster restores, and a restorer's seed undoes all the rest.
+    kept = {user for limits in access.meshes.values() for user in limits.restorers}
+    mounted = {user: seed for user, seed in seeds.items() if user not in kept}
+    _replace(out / "kubernetes.yaml", accounts.kubernetes_text(release, text, mounted), mode=0o600)
     return [*written, out / "kubernetes.yaml"]
 
 

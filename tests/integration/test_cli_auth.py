@@ -168,6 +168,16 @@ async def test_a_user_with_the_inbox_of_another_is_told_which_setting_is_missing
         assert "MESH_NATS_INBOX_PREFIX=_INBOX_<user>" in await eventually(refused)
 
 
+async def test_the_seed_of_a_restorer_goes_into_no_cluster(line: CommandLine) -> None:
+    (line.folder / "access.yaml").write_text("meshes: {mesh: {operators: [ops], restorers: [vault]}}")
+
+    await line("auth", "generate", "access.yaml", "--out", "auth")
+
+    secrets = (line.folder / "auth/kubernetes.yaml").read_text()
+    assert ("starling-user-ops" in secrets, "starling-user-vault" in secrets) == (True, False)
+    assert (line.folder / "auth/users/vault.nk").is_file()
+
+
 async def test_an_agent_that_cannot_be_loaded_leaves_nothing_half_made(line: CommandLine) -> None:
     (line.folder / "access.yaml").write_text("meshes: {mesh: {peers: {triage: {agents: [not_there]}}}}")
 
