@@ -269,7 +269,8 @@ async def check_can_put_back(bus: Bus) -> None:
     if not ended.data:
         raise SetupError(
             f"this user reaches the streams of {bus.subjects.prefix!r} through another account, and the server restores"
-            " only what comes from their own: use a user of the account that holds them; nothing was changed"
+            " only what comes from their own: use one of the `restorers` of the access file (docs/security.md);"
+            " nothing was changed"
         )
 
 

@@ -9,6 +9,7 @@ import itertools
 import logging
 import re
 import secrets
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -70,9 +71,11 @@ class Bus:
         self._on_reconnect: list[Callable[[], None]] = []
         self._last_error = ""
         self._denied: set[str] = set()
+        self._deaf = ""
         self._is_refused = False
         self._is_leaving = False
         self._closed = asyncio.Event()
+        self._inbox = ""
 
     # Life.
 
@@ -80,10 +83,16 @@ class Bus:
         """Keyword arguments for the connection, credentials and callbacks included.
 
         Raises:
-            SetupError: a credentials or certificate file is missing.
+            SetupError: a credentials or certificate file is missing, or is none.
         """
+        plain = plain_options(self.settings)
+        try:
+            opened = client_options(plain)
+        except (ssl.SSLError, OSError) as error:
+            named = " or ".join(f"MESH_{field.upper()}" for field in _FILES if field in plain and "tls" in field)
+            raise SetupError(f"{named} names no certificate in PEM, or no key that fits it: {error}") from error
         return {
-            **client_options(plain_options(self.settings)),
+            **opened,
             "name": self.name,
             "error_cb": self._on_error,
             "disconnected_cb": self._on_disconnected,
@@ -184,8 +193,10 @@ class Bus:
         """Publish a request; what is returned waits for its answer.
 
         Waiting raises `PublishUnconfirmed` when none came in `within_s` seconds, or the connection broke first, and
-        `PermissionDenied` when this user may not publish there.
+        `PermissionDenied` when this user may not publish there. Where it may not hear answers that is raised at once.
         """
+        if self._deaf:
+            raise PermissionDenied(self._deaf)
         token = next(self._tokens)
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         self._waiting[token] = (answer, time.monotonic() + within_s, subject)
@@ -204,7 +215,7 @@ class Bus:
         Raises:
             BusUnavailable: nobody serves the subject.
             PublishUnconfirmed: no answer came.
-            PermissionDenied: this user may not publish there.
+            PermissionDenied: this user may not publish there, or hear answers.
         """
         answer = await (await self.post(subject, data, headers, within_s=within_s))
         if not answer.data and answer.headers and answer.headers.get(_STATUS) == "503":
@@ -318,6 +329,7 @@ class Bus:
     async def _on_reconnected(self) -> None:
         self.reconnects += 1
         self._is_refused = False
+        self._deaf = ""
         self._connected.set()
         log.info("%s: reconnected", self.name)
         for callback in list(self._on_reconnect):
@@ -353,6 +365,15 @@ class Bus:
 
     def _deny(self, verb: str, subject: str) -> None:
         # nats-py has made lower case of the server's words.
+        if verb != "publish" and subject == f"{self._inbox}.*".lower():
+            self._deaf = (
+                f"this user may not hear answers at {self.settings.nats_inbox_prefix}.>: with users made by `mesh auth`"
+                " set MESH_NATS_INBOX_PREFIX=_INBOX_<user>, and MESH_NATS_NKEY_SEED to the seed of the same user"
+            )
+            log.error("%s: %s", self.name, self._deaf)
+            for answer, _, _ in list(self._waiting.values()):
+                _fail(answer, PermissionDenied(self._deaf))
+            return
         told = _told(verb, subject)
         if told not in self._denied and len(self._denied) < DENIALS_TOLD_MAX:
             self._denied.add(told)
@@ -385,7 +406,7 @@ def plain_options(settings: Settings) -> dict[str, str]:
     """Credentials and certificates as plain values.
 
     Raises:
-        SetupError: a file that is named does not exist.
+        SetupError: a file that is named does not exist, holds no key, or needs a package that is not there.
     """
     plain: dict[str, str] = {"nats_inbox_prefix": settings.nats_inbox_prefix}
     for field in _FILES:
@@ -395,6 +416,7 @@ def plain_options(settings: Settings) -> dict[str, str]:
         if not path.is_file():
             raise SetupError(f"MESH_{field.upper()} names {path}, which is not a file")
         plain[field] = str(path)
+    _check_keys(settings)
     if settings.nats_user is not None:
         plain["nats_user"] = settings.nats_user
     if settings.nats_password is not None:
@@ -406,6 +428,24 @@ def plain_options(settings: Settings) -> dict[str, str]:
 
 def _told(verb: str, subject: str) -> str:
     return f"user may not {'publish' if verb == 'publish' else 'subscribe'} to {subject}"
+
+
+def _check_keys(settings: Settings) -> None:
+    if settings.nats_nkey_seed is None and settings.nats_creds is None:
+        return
+    try:
+        import nkeys  # type: ignore[import-untyped]  # an extra, and untyped
+    except ImportError:
+        named = "MESH_NATS_CREDS" if settings.nats_nkey_seed is None else "MESH_NATS_NKEY_SEED"
+        raise SetupError(f"{named} needs more: pip install 'starling-mesh[nkeys]'") from None
+    if settings.nats_creds is not None and b"BEGIN NATS USER JWT" not in settings.nats_creds.read_bytes():
+        raise SetupError(f"MESH_NATS_CREDS names {settings.nats_creds}, which holds no credentials of NATS")
+    if settings.nats_nkey_seed is not None:
+        try:
+            nkeys.from_seed(bytearray(settings.nats_nkey_seed.read_bytes().strip())).wipe()
+        except (nkeys.NkeysError, ValueError):
+            # Whatever the file holds, it may be a secret.
+            raise SetupError(f"MESH_NATS_NKEY_SEED names {settings.nats_nkey_seed}, which holds no seed") from None
 
 
 def _fail(answer: asyncio.Future[Msg], error: BusError) -> None:

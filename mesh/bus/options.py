@@ -4,12 +4,21 @@ Plain values fit into a line of JSON. So the heartbeat process can be told them 
 settings, and without anything secret on a command line.
 """
 
+import logging
 import ssl
 from typing import Any
+
+NO_NEWS = "returning true from eof_received() has no effect when using ssl"
+"""What asyncio warns of whenever a TLS connection of nats-py's ends, in good order, too."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.msg != NO_NEWS
 
 
 def client_options(plain: dict[str, str]) -> dict[str, Any]:
     """Keyword arguments for `nats.connect` and `NatsBroker`: reconnect for ever, notice a dead link in seconds."""
+    logging.getLogger("asyncio").addFilter(_is_news)  # the same filter is added once
     options: dict[str, Any] = {
         "allow_reconnect": True,
         "max_reconnect_attempts": -1,

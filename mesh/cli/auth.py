@@ -42,10 +42,12 @@ def generate(
     """Write what a server needs to know, and a seed for each user that has none yet.
 
     DIR/accounts.conf: accounts, users and permissions; DIR/server.conf and DIR/cluster-<n>.conf include it.
-    DIR/users/<user>.nk: a user's seed, for MESH_NATS_NKEY_SEED. DIR/kubernetes.yaml: all of it as Secrets.
+    DIR/users/<user>.nk: a user's seed, for MESH_NATS_NKEY_SEED. DIR/kubernetes.yaml: all of it as Secrets,
+    but for the seeds of restorers.
     Run again it keeps the seeds it finds, and writes the rest anew. Seeds are never printed.
     """
     access, nodes = _read(access_file), _hosts(hosts)
+    declared(access)  # an agent that cannot be loaded leaves nothing half made
     made = [user for mesh in access.meshes.values() for user, _ in mesh.users() if _make_seed(out, user)]
     written = [*_write_servers(out, nodes), *_write_users(access, out, release=release)]
     if as_json:
@@ -242,8 +244,11 @@ def _write_users(access: "Access", out: Path, *, release: str) -> list[Path]:
             keys[one.user] = [public_key(seed) for seed in both]
         meshes.append(accounts.MeshRights(mesh.prefix, rights, keys, limits.jetstream))
     text = accounts.accounts_text(meshes)
+    # Nothing in a cluster restores, and a restorer's seed undoes all the rest.
+    kept = {user for limits in access.meshes.values() for user in limits.restorers}
+    mounted = {user: seed for user, seed in seeds.items() if user not in kept}
     _replace(out / "accounts.conf", text, mode=0o644)
-    _replace(out / "kubernetes.yaml", accounts.kubernetes_text(release, text, seeds), mode=0o600)
+    _replace(out / "kubernetes.yaml", accounts.kubernetes_text(release, text, mounted), mode=0o600)
     return [out / "accounts.conf", out / "kubernetes.yaml"]
 
 

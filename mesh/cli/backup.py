@@ -102,7 +102,8 @@ async def _nobody_there(bus: "Bus") -> None:
     if peers:
         told = ", ".join(peer.beat.peer for peer in peers[:SHOWN])
         raise console.Failed(
-            f"{len(peers)} peers are live ({told}): stop them first. They know records that the backup does not have,"
+            f"{len(peers)} live {'peer answers' if len(peers) == 1 else 'peers answer'} ({told}):"
+            " stop all of them first. They know records that the backup does not have,"
             " and would take what comes after it for old"
         )
 

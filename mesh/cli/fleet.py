@@ -95,7 +95,8 @@ def _order(capability: str, *, is_paused: bool, reason: str, as_json: bool) -> N
     if as_json:
         console.print_json({"capability": capability, "is_paused": is_paused, "peers": serving})
     else:
-        print(f"{capability} is {'paused' if is_paused else 'no longer paused'}; {serving} live peers serve it")
+        served = "1 live peer serves it" if serving == 1 else f"{serving} live peers serve it"
+        print(f"{capability} is {'paused' if is_paused else 'no longer paused'}; {served}")
 
 
 def offers(peers: "Iterable[Described]") -> "list[Offer]":

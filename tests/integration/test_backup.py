@@ -290,7 +290,7 @@ async def test_the_commands_back_up_refuse_and_restore(command_line: Any, mesh: 
     done = await command_line("restore", folder, "--replace")
 
     assert (taken.code, taken.document["capabilities"]) == (0, ["work"])
-    assert (live.code, "1 peers are live" in live.err) == (1, True)
+    assert (live.code, "1 live peer answers" in live.err) == (1, True)
     assert (there.code, "--replace" in there.err) == (2, True)
     assert (checked.code, "is whole" in checked.out) == (0, True)
     assert done.code == 0, done.err

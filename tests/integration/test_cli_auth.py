@@ -14,7 +14,7 @@ import pytest
 
 from mesh.bus import topology
 from mesh.bus.connection import Bus
-from mesh.errors import BusError, SetupError
+from mesh.errors import BusError, BusUnavailable, PermissionDenied, SetupError
 from mesh.local.server import binary
 from mesh.settings import Settings
 from mesh.testing import eventually
@@ -150,6 +150,43 @@ async def test_the_single_server_and_the_cluster_take_users_over_tls(line: Comma
                 replicas=replicas,
             )
             assert "MESH" in await eventually(partial(made_on, settings), within_s=60.0)
+
+
+async def test_a_user_with_the_inbox_of_another_is_told_which_setting_is_missing(line: CommandLine) -> None:
+    await line("auth", "generate", "access.yaml", "--out", "auth")
+    with served(line.folder) as (_, url):
+        settings = Settings(nats_url=url, nats_nkey_seed=line.folder / "auth/users/ops.nk")
+
+        async def refused() -> str:
+            try:
+                async with Bus.connect(settings, "ops") as bus:
+                    await bus.api("INFO")
+            except PermissionDenied as error:
+                return str(error)
+            except BusUnavailable:  # the server starts
+                return ""
+            return "it heard an answer"
+
+        assert "MESH_NATS_INBOX_PREFIX=_INBOX_<user>" in await eventually(refused)
+
+
+async def test_the_seed_of_a_restorer_goes_into_no_cluster(line: CommandLine) -> None:
+    (line.folder / "access.yaml").write_text("meshes: {mesh: {operators: [ops], restorers: [vault]}}")
+
+    await line("auth", "generate", "access.yaml", "--out", "auth")
+
+    secrets = (line.folder / "auth/kubernetes.yaml").read_text()
+    assert ("starling-user-ops" in secrets, "starling-user-vault" in secrets) == (True, False)
+    assert (line.folder / "auth/users/vault.nk").is_file()
+
+
+async def test_an_agent_that_cannot_be_loaded_leaves_nothing_half_made(line: CommandLine) -> None:
+    (line.folder / "access.yaml").write_text("meshes: {mesh: {peers: {triage: {agents: [not_there]}}}}")
+
+    refused = await line("auth", "generate", "access.yaml", "--out", "auth")
+
+    assert (refused.code, "not_there" in refused.err) == (2, True)
+    assert not (line.folder / "auth").exists()
 
 
 async def made_on(settings: Settings) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ async def test_an_operator_backs_a_mesh_up_and_only_a_restorer_puts_it_back(tmp_
     assert made[0] == 0, made[1]
     assert backed_up[0] == 0, backed_up[1]
     assert refused[0] != 0
-    assert "user of the account that holds them" in refused[1]
+    assert "one of the `restorers`" in refused[1]
     assert restored[0] == 0, restored[1]
     assert not before.is_new
     assert answers == [2, 3]
