@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sysconfig
 import tomllib
 
 import pathspec
@@ -23,7 +24,7 @@ def dockerfile() -> Dockerfile:
 
 @pytest.mark.parametrize("path", [DOCKERFILE, EXAMPLE], ids=["image", "example"])
 def test_the_linter_has_nothing_to_say(path: object) -> None:
-    hadolint = shutil.which("hadolint")
+    hadolint = shutil.which("hadolint", path=sysconfig.get_path("scripts"))
     if hadolint is None:
         pytest.skip("no hadolint for this platform")
 
