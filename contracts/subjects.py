@@ -66,6 +66,10 @@ LimitKind = Literal["seats", "rate"]
 LANES: Final = ("urgent", "bulk", "canary", "shadow")
 AGAIN: Final = "again"
 """The lane, so to say, of a wake that met another one."""
+TIMEKEEPER: Final = "timekeeper"
+"""The consumer of a capability's fired timers."""
+KEEPER: Final = "@keeper"
+"""The consumer that keeps records from being acked away; no capability's name begins so."""
 SESSION: Final = "-"
 """Stands in a lineage for a client session, which is a root without being a task."""
 

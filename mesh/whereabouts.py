@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from contracts import headers as names
 from contracts import wire
@@ -32,8 +31,6 @@ RECORDS_MAX = 250_000
 CAPABILITIES_ASKED_MAX = 20
 CANCELS_READ_MAX = 1_000
 NO_LEDGER: Final = Ledger()
-_unread: WeakKeyDictionary[Bus, set[str]] = WeakKeyDictionary()
-"""Capabilities whose steps a connection's user may not read; asking again would only fill the server's log."""
 
 
 class Where(StrEnum):
@@ -172,12 +169,12 @@ async def _between_attempts(
 
 async def _ledger(bus: Bus, task: Identity) -> Ledger:
     """What is on record about the task's attempts; nothing where this user may not read steps, as clients may not."""
-    if task.capability in _unread.get(bus, ()):
+    if task.capability in bus.steps_denied:
         return NO_LEDGER
     try:
         return await read_ledger(bus, task, is_redelivered=False)
     except PermissionDenied:
-        _unread.setdefault(bus, set()).add(task.capability)
+        bus.steps_denied.add(task.capability)
         return NO_LEDGER
 
 
@@ -200,7 +197,7 @@ async def _waits_for(bus: Bus, task: Identity) -> tuple[str, float | None]:
     found = open_waits(bus.subjects, task, await topology.queued(bus, bus.subjects.below(task.id)))
     limits = [*found.sleeps, *(f"~~patience-{name}" for name in found.signals)][-LIMITS_READ_MAX:]
     now = time.time()
-    is_read = task.capability not in _unread.get(bus, ())
+    is_read = task.capability not in bus.steps_denied
     fixed = await read_many(bus, [bus.subjects.step(task, name) for name in limits]) if is_read else []
     dues = [number_of(stored) for stored in fixed if stored is not None]
     until = min((due for due in dues if due is not None and due > now), default=None)

@@ -16,16 +16,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from contracts.subjects import LANES, Subjects, consumer_name, key_breaker, key_pause
+from contracts.subjects import KEEPER, LANES, TIMEKEEPER, Subjects, consumer_name, key_breaker, key_pause
 from mesh.auth.access import Role
+from mesh.scheduling.lanes import ORDER
 
 INBOX: Final = "_INBOX_"
 DEPTH_MAX: Final = 12
 """Tokens of the longest id that a user with `signals` reaches: a task below a task below a task …"""
-TIMEKEEPER: Final = "timekeeper"
-KEEPER: Final = "@keeper"
-_QUEUES: Final = ("", "urgent", "bulk")
-_TASKS: Final = tuple(f"task@{lane}" if lane else "task" for lane in _QUEUES)
+_TASKS: Final = tuple(f"task@{lane}" if lane else "task" for lane in ORDER)
 _STANDING: Final = ("task", *(f"task@{lane}" for lane in LANES), "park", "wake", "wake@again", "result")
 _WAKES: Final = ("wake", "wake@again")
 
@@ -162,7 +160,7 @@ class _Whole:
         return tuple(self.subjects.under(word, capability) for capability in sorted(capabilities) for word in words)
 
     def consumers(self, capabilities: Iterable[str]) -> tuple[str, ...]:
-        return tuple(consumer_name(capability, lane) for capability in capabilities for lane in _QUEUES)
+        return tuple(consumer_name(capability, lane) for capability in capabilities for lane in ORDER)
 
     def timers(self, capability: str) -> str:
         return self.subjects.timer_stream(capability)

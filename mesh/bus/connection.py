@@ -65,6 +65,8 @@ class Bus:
         self.reconnects = 0
         self.windows = asyncio.Semaphore(WINDOWS)
         """Taken by whoever sends or reads a few chunks of an object at once."""
+        self.steps_denied: set[str] = set()
+        """Capabilities whose steps this user may not read; asking again would only fill the server's log."""
         self._connected = asyncio.Event()
         self._waiting: dict[str, tuple[asyncio.Future[Msg], float, str]] = {}
         self._tokens = map(_base36, itertools.count())

@@ -15,6 +15,7 @@ from typing import Final
 from contracts import headers as names
 from contracts import wire
 from contracts.errors import ContractError
+from contracts.subjects import TIMEKEEPER
 from contracts.workflow import Recurring
 from mesh.bus import topology
 from mesh.bus.connection import Bus, Headers
@@ -52,7 +53,7 @@ async def give_up_subjects(bus: Bus, shared: Spec) -> None:
     if account is None or account["config"]["subjects"] == subjects:
         return
     try:
-        await bus.api(f"CONSUMER.DELETE.{shared.name}.{topology.TIMEKEEPER}")
+        await bus.api(f"CONSUMER.DELETE.{shared.name}.{TIMEKEEPER}")
     except ApiError as error:
         if error.code != CONSUMER_NOT_FOUND:
             raise

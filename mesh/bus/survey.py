@@ -13,7 +13,7 @@ from typing import Any
 
 import nats.errors
 
-from contracts.subjects import served_by
+from contracts.subjects import KEEPER, served_by
 from mesh.bus import control, topology
 from mesh.bus.connection import Bus
 from mesh.bus.glance import standing
@@ -122,7 +122,7 @@ async def streams(bus: Bus, bounds: Mapping[str, int] = NO_BOUNDS) -> Streams | 
             missing.append(spec)
             continue
         differences += topology.differences(spec, found["config"])
-        if spec.kind == "consumer" and spec.stream == mesh.name and spec.name != topology.KEEPER:
+        if spec.kind == "consumer" and spec.stream == mesh.name and spec.name != KEEPER:
             queues.append(await _queue(bus, spec, found))
     stream = _stream(info, asked_at, answered_at)
     return Streams(stream, tuple(queues), tuple(differences), tuple(missing))

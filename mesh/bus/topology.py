@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from contracts.subjects import LANES, consumer_name
+from contracts.subjects import KEEPER, LANES, TIMEKEEPER, consumer_name
 from mesh.bus.connection import REPLY_WITHIN_S, Bus
 from mesh.bus.queues import BOUND
 from mesh.bus.records import RETRY_S
@@ -28,9 +28,6 @@ from mesh.scheduling.lanes import ORDER
 from mesh.settings import Settings
 
 PRIORITY_GROUP = "slots"
-TIMEKEEPER = "timekeeper"
-KEEPER = "@keeper"
-"""No capability's name begins so."""
 NANOS = 1_000_000_000
 APPEARS_WITHIN_S = 10.0
 EVENTS_MAX = 500_000

@@ -8,7 +8,7 @@ from typing import Any
 
 from contracts import headers as names
 from contracts.outcome import Outcome
-from contracts.subjects import Identity
+from contracts.subjects import TIMEKEEPER, Identity
 from mesh.bus import topology
 from mesh.bus.connection import Bus, Headers
 from mesh.errors import BusUnavailable, PublishUnconfirmed
@@ -83,7 +83,7 @@ async def is_quiet(bus: Bus) -> bool:
             if await topology.queued(bus, pattern):
                 return False
         consumers = [f"{bus.subjects.stream}.{name}" for name in await topology.served(bus)]
-        timekeepers = [f"{stream}.{topology.TIMEKEEPER}" for stream in await topology.timer_streams(bus)]
+        timekeepers = [f"{stream}.{TIMEKEEPER}" for stream in await topology.timer_streams(bus)]
         for name in (*consumers, *timekeepers):
             consumer = await bus.api(f"CONSUMER.INFO.{name}")
             if consumer["num_pending"] or consumer["num_ack_pending"]:
